@@ -1,0 +1,113 @@
+//! Indices of the per-CPU counters. Append-only.
+
+use crate::policy::MAX_SERVERS;
+
+/// How a session of a protected listener ended up. Each counted session has exactly one outcome in
+/// the end, so that the sum of outcomes and of open, undecided sessions is [`Outcome::Seen`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// The session was seen. Not an outcome, but their sum.
+    Seen = 0,
+    /// The server's own bytes were a TLS flight.
+    Secure = 1,
+    /// Plaintext, denied.
+    Denied = 2,
+    /// Plaintext, allowed by an exception.
+    Excepted = 3,
+    /// Plaintext, seen in observe mode.
+    Observed = 4,
+    /// The client claimed TLS, and the server did not take it.
+    TlsFailed = 5,
+    /// The client sent nothing: a probe.
+    HalfOpen = 6,
+    /// The client sent something, but the session ended before it could be judged.
+    Incomplete = 7,
+    /// The server answered with an error instead of a greeting, or does not speak the classic protocol.
+    NoLogin = 8,
+}
+
+impl Outcome {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Seen,
+        Self::Secure,
+        Self::Denied,
+        Self::Excepted,
+        Self::Observed,
+        Self::TlsFailed,
+        Self::HalfOpen,
+        Self::Incomplete,
+        Self::NoLogin,
+    ];
+
+    /// The word used in status and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Seen => "seen",
+            Self::Secure => "secure",
+            Self::Denied => "denied",
+            Self::Excepted => "excepted",
+            Self::Observed => "observed",
+            Self::TlsFailed => "tls-failed",
+            Self::HalfOpen => "half-open",
+            Self::Incomplete => "incomplete",
+            Self::NoLogin => "no-login",
+        }
+    }
+}
+
+/// Counters that do not belong to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Global {
+    /// The ring buffer of denials was full; the session stays held and in the map of held sessions.
+    LostDenials = 0,
+    /// The ring buffer of sessions was full.
+    LostSessions = 1,
+    /// The map of held sessions was full: the agent cannot answer this client.
+    HeldFull = 2,
+    /// A record could not be made on a new listener.
+    ListenerFull = 3,
+    /// First of the held segments, by [`crate::verdict::Hold`].
+    Hold = 4,
+}
+
+/// Number of counters: the global ones, then [`Outcome::ALL`] for each server.
+pub const COUNTERS: usize = OUTCOMES_BASE + MAX_SERVERS * Outcome::ALL.len();
+/// Index of the first outcome counter.
+const OUTCOMES_BASE: usize = 16;
+
+const _: () = assert!(Global::Hold as usize + crate::verdict::Hold::ALL.len() <= OUTCOMES_BASE);
+
+/// Index of a server's outcome counter. A server out of range is counted as server 0.
+#[must_use]
+#[inline(always)]
+pub const fn outcome(server: u16, outcome: Outcome) -> u32 {
+    let server = if (server as usize) < MAX_SERVERS {
+        server as u32
+    } else {
+        0
+    };
+    OUTCOMES_BASE as u32 + server * Outcome::ALL.len() as u32 + outcome as u32
+}
+
+/// Index of the counter of held segments.
+#[must_use]
+#[inline(always)]
+pub const fn hold(hold: crate::verdict::Hold) -> u32 {
+    Global::Hold as u32 + hold as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_stay_in_the_array() {
+        assert!((outcome(u16::MAX, Outcome::NoLogin) as usize) < COUNTERS);
+        assert_eq!(outcome(63, Outcome::NoLogin) as usize, COUNTERS - 1);
+        assert_eq!(hold(crate::verdict::Hold::NoRecord), 11);
+    }
+}

@@ -1,0 +1,42 @@
+//! What the gate (kernel) and the agent (user space) share.
+//!
+//! Everything here is a pure function of bytes and numbers, or the layout of a record that both
+//! sides read. The same code runs in the kernel, in the agent, in unit tests and under the fuzzer.
+//!
+//! | module | content | written by | read by |
+//! |---|---|---|---|
+//! | [`stream`] | a reader that takes a byte stream in any cut | - | gate, agent |
+//! | [`mysql`] | the connection phase: server greeting, client login, ERR packet | - | gate, agent |
+//! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |
+//! | [`judge`] | what one client segment proves | - | gate |
+//! | [`verdict`] | verdict, reason, mode, action | gate | agent |
+//! | [`policy`] | exceptions as bit vectors, evaluated in constant time | agent | gate, agent |
+//! | [`session`] | the record that hangs on a socket | gate, agent (listeners) | gate |
+//! | [`event`] | ring buffer records | gate | agent |
+//! | [`counter`] | indices of the per-CPU counters | gate | agent |
+//!
+//! Invariant: no I/O, no clock, no allocation, no dependency; `unsafe` only in `pod`.
+
+#![no_std]
+#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+
+pub mod addr;
+pub mod counter;
+pub mod event;
+pub mod judge;
+pub mod mysql;
+pub mod policy;
+pub mod session;
+pub mod stream;
+pub mod tls;
+pub mod verdict;
+
+#[cfg(feature = "user")]
+mod pod;
+
+/// Version of every layout in this crate that crosses the kernel border or outlives the agent.
+///
+/// It grows with each change of a `repr(C)` type, of a map or of a number in [`verdict`],
+/// [`counter`] or [`event`], and stands in each record, so that one side refuses the other's
+/// records instead of misreading them.
+pub const ABI_VERSION: u16 = 1;

@@ -1,0 +1,27 @@
+//! User space only: which types may be copied to and from maps as bytes.
+
+use crate::event::{Event, UnixPeer};
+use crate::policy::{PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey};
+use crate::session::{Listener, SocketRecord};
+
+/// A `repr(C)` type whose fields have no padding between them and no invalid bit pattern.
+macro_rules! pod {
+    ($($name:ty = $size:expr),* $(,)?) => {$(
+        const _: () = assert!(size_of::<$name>() == $size);
+        // SAFETY: the type is `Copy`, `repr(C)`, made of integers and arrays of integers only, and the
+        // assertion above adds up the sizes of its fields: there is no padding.
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+
+pod! {
+    Event = 8 + 8 + 8 + 40 + 4 + 4 + 2 + 2 + 2 + 2 + 4 + 5 + 7,
+    Listener = 2 + 1 + 5,
+    PolicyRoot = 128 + 4 + 2 + 1 + 1,
+    RuleSet = 128,
+    RuleTimes = 8,
+    ServerPolicy = 128 + 1 + 7,
+    SocketRecord = 8 + 8 + 40 + 4 + 4 + 12 + 16 + 4 + 4 + 2 + 2 + 4 + 6 + 2 + 4,
+    UnixPeer = 8 + 4 + 4 + 16,
+    UserKey = 128,
+}

@@ -1,0 +1,200 @@
+//! The record that hangs on a socket (`BPF_MAP_TYPE_SK_STORAGE`).
+//!
+//! A listener carries one with [`Phase::Listener`]. The map has `BPF_F_CLONE`, so the kernel gives each
+//! accepted socket a copy before it can receive anything, or does not accept it at all
+//! (`bpf_sk_storage_clone` in `sk_clone_lock`, Linux 5.4, commit 8f51dfc73bf1): a session of a protected
+//! listener without a record cannot exist.
+
+use crate::mysql::GreetingReader;
+use crate::tls::ServerHelloReader;
+
+/// What is known of the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ListenerClass {
+    /// A new listener whose process the agent has not named yet. Its sessions are judged as soon as
+    /// the server's first bytes are a `MySQL` greeting.
+    Pending = 0,
+    /// The classic protocol of a `MySQL` server.
+    Classic = 1,
+    /// Not a `MySQL` server, or another protocol of one.
+    Other = 2,
+}
+
+impl ListenerClass {
+    /// Reads a class from a map; an unknown number is taken as a classic listener, the strictest.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Self {
+        match n {
+            0 => Self::Pending,
+            2 => Self::Other,
+            _ => Self::Classic,
+        }
+    }
+}
+
+/// What the agent knows of a listener: value of the `LISTENERS` and `PORTS` maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Listener {
+    /// Index in the table of servers.
+    pub server: u16,
+    /// A [`ListenerClass`].
+    pub class: u8,
+    #[doc(hidden)]
+    pub _pad: [u8; 5],
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// The socket listens; or it is a session that `sock_ops` has not seen, which fails closed.
+    Listener = 0,
+    /// No verdict yet.
+    Plain = 1,
+    /// A claim of TLS has passed; the server has not answered it yet.
+    Claimed = 2,
+    /// An exception by user name allows it; the server has not answered yet, so each copy of the
+    /// login is judged again.
+    ExceptedUser = 3,
+    /// Denied in enforce mode: nothing passes any more.
+    Denied = 4,
+    /// The server's own bytes were a TLS flight.
+    Secure = 5,
+    /// An exception allows plaintext.
+    Excepted = 6,
+    /// Plaintext, reported in observe mode.
+    Observed = 7,
+    /// Not a `MySQL` session, or one that the server refused with an ERR packet instead of a greeting.
+    Foreign = 8,
+}
+
+impl Phase {
+    /// From here on a session is decided and passes.
+    pub const DECIDED: u8 = Self::Secure as u8;
+
+    /// Reads a phase from a record; an unknown number is taken as [`Phase::Listener`], which fails
+    /// closed on a connected socket.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Self {
+        match n {
+            1 => Self::Plain,
+            2 => Self::Claimed,
+            3 => Self::ExceptedUser,
+            4 => Self::Denied,
+            5 => Self::Secure,
+            6 => Self::Excepted,
+            7 => Self::Observed,
+            8 => Self::Foreign,
+            _ => Self::Listener,
+        }
+    }
+}
+
+/// Who talks to whom, as it stands in records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoints {
+    /// Client address, IPv4 as IPv4-mapped.
+    pub client_addr: [u8; 16],
+    /// Server address, IPv4 as IPv4-mapped.
+    pub server_addr: [u8; 16],
+    /// Client port, host byte order.
+    pub client_port: u16,
+    /// Server port, host byte order.
+    pub server_port: u16,
+    /// Index in the table of servers.
+    pub server: u16,
+    #[doc(hidden)]
+    pub _pad: u16,
+}
+
+/// The record. Fields are written by one program each, but for `phase`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketRecord {
+    /// Socket cookie (`SO_COOKIE`) of the session.
+    pub cookie: u64,
+    /// Socket cookie of the listener.
+    pub listener_cookie: u64,
+    /// Who talks to whom.
+    pub endpoints: Endpoints,
+    /// First sequence number of the client's stream: ISN + 1.
+    pub client_base: u32,
+    /// First sequence number of the server's stream: ISN + 1.
+    pub server_base: u32,
+    /// The greeting, read on egress.
+    pub greeting: GreetingReader,
+    /// The server's first TLS flight, read on egress.
+    pub hello: ServerHelloReader,
+    /// Offset in the client's stream behind the user name that an exception allowed.
+    pub login_head_end: u32,
+    /// Version of the policy that judged.
+    pub policy_version: u32,
+    /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
+    pub rule: u16,
+    /// How many segments were held.
+    pub holds: u16,
+    /// The packet header of the login, byte by byte as it passed or was judged.
+    pub login_header: [u8; 4],
+    /// A [`Phase`].
+    pub phase: u8,
+    /// A [`ListenerClass`].
+    pub class: u8,
+    /// A [`crate::verdict::Reason`], 0 for none.
+    pub reason: u8,
+    /// 1 when the client has sent payload.
+    pub client_spoke: u8,
+    /// 1 when the session has been counted as seen.
+    pub counted: u8,
+    /// High byte of the client's capability flags as judged.
+    pub flags_high: u8,
+    /// [`crate::ABI_VERSION`].
+    pub abi: u16,
+    #[doc(hidden)]
+    pub _pad: u32,
+}
+
+const _: () = assert!(size_of::<SocketRecord>() == 120 && align_of::<SocketRecord>() == 8);
+
+impl SocketRecord {
+    /// The record of a listener.
+    #[must_use]
+    pub fn listener(cookie: u64, listener: Listener) -> Self {
+        Self {
+            listener_cookie: cookie,
+            endpoints: Endpoints {
+                server: listener.server,
+                ..Endpoints::default()
+            },
+            class: listener.class,
+            abi: crate::ABI_VERSION,
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_read_back_and_the_decided_ones_come_last() {
+        for n in 0..=8 {
+            assert_eq!(Phase::from_u8(n) as u8, n);
+        }
+        for undecided in [
+            Phase::Listener,
+            Phase::Plain,
+            Phase::Claimed,
+            Phase::ExceptedUser,
+            Phase::Denied,
+        ] {
+            assert!((undecided as u8) < Phase::DECIDED);
+        }
+        assert_eq!(Phase::from_u8(200), Phase::Listener);
+    }
+}

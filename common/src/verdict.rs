@@ -1,0 +1,203 @@
+//! What policy concludes about a session, why, and what is done about it.
+
+/// Whether the gate acts on its verdicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Report only: nothing is dropped, delayed, reset or changed.
+    Observe = 0,
+    /// Refuse denied sessions.
+    Enforce = 1,
+}
+
+impl Mode {
+    /// Reads a mode from a map. Any number but [`Mode::Observe`]'s enforces: a damaged table must
+    /// not open the gate.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Self {
+        match n {
+            0 => Self::Observe,
+            _ => Self::Enforce,
+        }
+    }
+
+    /// The word used in configuration, records and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+/// What policy concludes about a segment or the session it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing speaks against it.
+    Allow,
+    /// The session is refused.
+    Deny(Reason),
+    /// This segment cannot be judged as it stands; TCP sends the bytes again.
+    Hold(Hold),
+}
+
+impl Verdict {
+    /// What to do with the segment. The only place where the two modes differ.
+    #[must_use]
+    #[inline(always)]
+    pub const fn action(self, mode: Mode) -> Action {
+        match (self, mode) {
+            (Self::Allow, _) | (_, Mode::Observe) => Action::Pass,
+            (Self::Deny(_) | Self::Hold(_), Mode::Enforce) => Action::Drop,
+        }
+    }
+}
+
+/// What is done to a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It goes on to the server's socket (or to the client).
+    Pass,
+    /// It is dropped; its sender's TCP sends it again.
+    Drop,
+}
+
+/// Why a session is denied. Numbers are append-only: they stand in audit records and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// The login does not set `CLIENT_SSL`.
+    NoClientSsl = 1,
+    /// The login sets `CLIENT_SSL`, but this connection's greeting did not offer TLS: `MariaDB`
+    /// (all versions) and builds of `MySQL` up to 5.7 without TLS take it as a plaintext login.
+    TlsNotOffered = 2,
+    /// The login set `CLIENT_SSL` and the server answered in plaintext, with something else than
+    /// an error.
+    NotBorneOut = 3,
+    /// More segments than [`crate::judge::MAX_HOLDS`] could not be judged.
+    Unjudgeable = 4,
+    /// The client's bytes passed before the server turned out to speak the `MySQL` protocol.
+    LoginBeforeGreeting = 5,
+}
+
+impl Reason {
+    /// Reads a reason from a record; `None` for a number of another version.
+    #[must_use]
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        match n {
+            1 => Some(Self::NoClientSsl),
+            2 => Some(Self::TlsNotOffered),
+            3 => Some(Self::NotBorneOut),
+            4 => Some(Self::Unjudgeable),
+            5 => Some(Self::LoginBeforeGreeting),
+            _ => None,
+        }
+    }
+
+    /// The word used in audit records and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoClientSsl => "no-client-ssl",
+            Self::TlsNotOffered => "tls-not-offered",
+            Self::NotBorneOut => "not-borne-out",
+            Self::Unjudgeable => "unjudgeable",
+            Self::LoginBeforeGreeting => "login-before-greeting",
+        }
+    }
+}
+
+/// Why a segment is held (dropped, to be sent again). Each has its own counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Hold {
+    /// The server has not greeted yet: whether it offers TLS is not known.
+    BeforeGreeting = 0,
+    /// The segment starts behind bytes that nobody has judged.
+    Gap = 1,
+    /// The segment holds only one of the two low capability bytes.
+    Split = 2,
+    /// The segment has the URG flag: the server would read another stream than the wire shows
+    /// (RFC 6093 section 3.1).
+    Urgent = 3,
+    /// The headers cannot be read.
+    Unreadable = 4,
+    /// Payload for a socket that is still listening (third ACK of the handshake, or TCP Fast Open).
+    NotEstablished = 5,
+    /// An exception by user name may apply, but the segment does not hold the whole name.
+    UserUnreadable = 6,
+    /// The socket belongs to a protected listener but has no session record.
+    NoRecord = 7,
+}
+
+impl Hold {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::BeforeGreeting,
+        Self::Gap,
+        Self::Split,
+        Self::Urgent,
+        Self::Unreadable,
+        Self::NotEstablished,
+        Self::UserUnreadable,
+        Self::NoRecord,
+    ];
+
+    /// The word used in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BeforeGreeting => "before-greeting",
+            Self::Gap => "gap",
+            Self::Split => "split",
+            Self::Urgent => "urgent",
+            Self::Unreadable => "unreadable",
+            Self::NotEstablished => "not-established",
+            Self::UserUnreadable => "user-unreadable",
+            Self::NoRecord => "no-record",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn observe_never_drops() {
+        for verdict in [
+            Verdict::Allow,
+            Verdict::Deny(Reason::NoClientSsl),
+            Verdict::Hold(Hold::Gap),
+        ] {
+            assert_eq!(verdict.action(Mode::Observe), Action::Pass, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn enforce_drops_what_is_denied_or_held() {
+        assert_eq!(Verdict::Allow.action(Mode::Enforce), Action::Pass);
+        assert_eq!(
+            Verdict::Deny(Reason::NoClientSsl).action(Mode::Enforce),
+            Action::Drop
+        );
+        assert_eq!(
+            Verdict::Hold(Hold::Urgent).action(Mode::Enforce),
+            Action::Drop
+        );
+    }
+
+    #[test]
+    fn numbers_read_back() {
+        for n in 0..=u8::MAX {
+            if let Some(reason) = Reason::from_u8(n) {
+                assert_eq!(reason as u8, n);
+            }
+        }
+        for (n, hold) in Hold::ALL.into_iter().enumerate() {
+            assert_eq!(hold as usize, n);
+        }
+    }
+}
