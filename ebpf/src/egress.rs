@@ -1,0 +1,187 @@
+//! Server to client: the greeting, and the proof of TLS. Only these bytes, which the server's own kernel
+//! sends, make a session secure.
+
+use aya_ebpf::programs::SkBuffContext;
+use musttls_common::counter::Outcome;
+use musttls_common::event::{Event, Kind};
+use musttls_common::mysql::{
+    FLAGS_HIGH_PROTOCOL_41, GREETING_STEPS, Greeting, HEADER_LEN, REFUSAL_LEN_41, REFUSAL_LEN_320,
+};
+use musttls_common::session::{ListenerClass, Phase, SocketRecord};
+use musttls_common::stream::Reader as _;
+use musttls_common::tls::{CONTENT_ALERT, SERVER_HELLO_STEPS, ServerHelloReader};
+use musttls_common::verdict::{Action, Mode, Reason};
+
+use crate::maps::SOCKETS;
+use crate::packet::{self, Tcp};
+use crate::policy::{self, Policy};
+use crate::{emit, ingress, session, sock};
+
+/// Takes one packet.
+#[inline(always)]
+pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
+    let Some(sk) = sock(ctx) else {
+        return Action::Pass;
+    };
+    let Some(record) = SOCKETS.get(sk.cast()) else {
+        return Action::Pass;
+    };
+    if record.phase >= Phase::DECIDED {
+        return Action::Pass;
+    }
+    match Phase::from_u8(record.phase) {
+        Phase::Plain | Phase::Claimed | Phase::ExceptedUser => undecided(ctx, record),
+        Phase::Denied => denied(ctx, record),
+        Phase::Listener | Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign => {
+            Action::Pass
+        }
+    }
+}
+
+#[inline(always)]
+fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
+    // What cannot be read cannot be proof; the session stays as it is.
+    let Ok(tcp) = packet::tcp(ctx) else {
+        return Action::Pass;
+    };
+    if tcp.payload_len == 0 {
+        return Action::Pass;
+    }
+    let start = tcp.seq.wrapping_sub(record.server_base);
+    let end = start.wrapping_add(tcp.payload_len);
+
+    if !record.greeting.is_done()
+        && !packet::advance(ctx, &tcp, &mut record.greeting, start, end, GREETING_STEPS)
+    {
+        record.greeting.give_up();
+    }
+    let greeting_len = match record.greeting.greeting() {
+        Greeting::Unknown => return Action::Pass,
+        Greeting::Error | Greeting::Foreign => return no_login(record),
+        Greeting::WithTls | Greeting::WithoutTls => record.greeting.packet_len().unwrap_or(0),
+    };
+    if session::resolve(record) == ListenerClass::Pending {
+        record.class = ListenerClass::Classic as u8;
+    }
+    if record.counted == 0 {
+        session::seen(record);
+        if record.client_spoke != 0 {
+            return ingress::spoke_too_early(record);
+        }
+    }
+    if end <= greeting_len {
+        return Action::Pass;
+    }
+    answered(ctx, record, &tcp, start, end, greeting_len)
+}
+
+/// The server sends more than its greeting: its answer to what the client claimed.
+#[inline(always)]
+fn answered(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    tcp: &Tcp,
+    start: u32,
+    end: u32,
+    greeting_len: u32,
+) -> Action {
+    if record.phase == Phase::ExceptedUser as u8 {
+        // It has read the login that was judged: later bytes cannot change it.
+        record.phase = Phase::Excepted as u8;
+        return Action::Pass;
+    }
+    if record.phase != Phase::Claimed as u8 {
+        return Action::Pass;
+    }
+    if record.hello.position() == 0 {
+        record.hello = ServerHelloReader::at(greeting_len);
+    }
+    let enough = packet::advance(ctx, tcp, &mut record.hello, start, end, SERVER_HELLO_STEPS);
+    let hello = record.hello;
+    if hello.is_proof() {
+        if hello.is_done() || !enough {
+            let mode = policy::mode(record.endpoints.server);
+            session::secure(record, mode);
+        }
+        return Action::Pass;
+    }
+    if !hello.is_not_tls() {
+        return Action::Pass;
+    }
+    if is_refusal(ctx, tcp, start, greeting_len) {
+        record.phase = Phase::Foreign as u8;
+        emit::count_outcome(record, Outcome::TlsFailed);
+        session::tls_failed(record);
+        return Action::Pass;
+    }
+    let policy = Policy::of(record.endpoints.server);
+    ingress::deny(record, Reason::NotBorneOut, policy.as_ref())
+}
+
+/// Whether the server's answer ends the handshake: a TLS alert, or an ERR packet.
+#[inline(always)]
+fn is_refusal(ctx: &SkBuffContext, tcp: &Tcp, start: u32, greeting_len: u32) -> bool {
+    const ERR: u8 = 0xff;
+    if start > greeting_len {
+        return false;
+    }
+    let answer = tcp.payload + (greeting_len - start);
+    packet::byte(ctx, answer) == Some(CONTENT_ALERT)
+        || packet::byte(ctx, answer + HEADER_LEN) == Some(ERR)
+}
+
+/// The server's first packet is no greeting: no login follows.
+#[inline(always)]
+fn no_login(record: &mut SocketRecord) -> Action {
+    record.phase = Phase::Foreign as u8;
+    if record.counted != 0 {
+        emit::count_outcome(record, Outcome::NoLogin);
+    }
+    Action::Pass
+}
+
+/// A packet of a denied session. What goes out is the greeting, behind which the agent puts the refusal,
+/// and the refusal. What the server says to the login that the soft landing gave it is not for this client.
+#[inline(always)]
+fn denied(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
+    let Ok(tcp) = packet::tcp(ctx) else {
+        return Action::Drop;
+    };
+    if tcp.is_reset() || tcp.is_pure_ack() {
+        return Action::Pass;
+    }
+    let start = tcp.seq.wrapping_sub(record.server_base);
+    let end = start.wrapping_add(tcp.payload_len);
+    if !record.greeting.is_done() {
+        // The client spoke first. The refusal waits for the greeting: tell the agent that it is out.
+        if !packet::advance(ctx, &tcp, &mut record.greeting, start, end, GREETING_STEPS) {
+            record.greeting.give_up();
+        }
+        if record.greeting.is_done() {
+            let mut event = Event::default();
+            emit::fill(&mut event, Kind::Denied, Mode::Enforce, record);
+            emit::hold_session(&event);
+            emit::event(&event, true);
+        }
+        return Action::Pass;
+    }
+    let Some(greeting_len) = record.greeting.packet_len() else {
+        return Action::Pass;
+    };
+    let refusal = if record.flags_high & FLAGS_HIGH_PROTOCOL_41 == 0 {
+        REFUSAL_LEN_320
+    } else {
+        REFUSAL_LEN_41
+    };
+    // A session that is denied for what the server answered has no room for a refusal any more.
+    let room = if record.reason == Reason::NotBorneOut as u8 {
+        0
+    } else {
+        refusal
+    };
+    if tcp.payload_len > 0 && end <= greeting_len + room {
+        Action::Pass
+    } else {
+        Action::Drop
+    }
+}

@@ -1,0 +1,126 @@
+//! Counters and records.
+
+use core::arch::asm;
+use core::mem::offset_of;
+use core::ptr;
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_ringbuf_output;
+use musttls_common::counter::{self, Global, Outcome};
+use musttls_common::event::{Event, Kind, LOGIN_HEAD_LEN, Login, TAIL_MAX};
+use musttls_common::session::SocketRecord;
+use musttls_common::verdict::{Hold, Mode};
+
+use crate::maps::{COUNTERS, DENIALS, HELD, SESSIONS, Scratch};
+
+/// Adds one to a counter.
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // One instruction, because a softirq on this CPU may come between a read and a write. It is
+        // BPF_XADD (all kernels); Rust's atomics are not available on the BPF target.
+        // SAFETY: the entry is 8 aligned bytes of this CPU's and lives as long as the map.
+        unsafe {
+            asm!("lock *(u64 *)({counter} + 0) += {one}", counter = in(reg) counter, one = in(reg) 1_u64);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn count_outcome(record: &SocketRecord, outcome: Outcome) {
+    count(counter::outcome(record.endpoints.server, outcome));
+}
+
+#[inline(always)]
+pub(crate) fn count_hold(hold: Hold) {
+    count(counter::hold(hold));
+}
+
+#[inline(always)]
+pub(crate) fn count_global(global: Global) {
+    count(global as u32);
+}
+
+/// What a session's record says, as an event.
+#[inline(always)]
+pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRecord) {
+    // SAFETY: the helper has no requirements.
+    event.ktime_ns = unsafe { bpf_ktime_get_ns() };
+    event.cookie = record.cookie;
+    event.listener_cookie = record.listener_cookie;
+    event.endpoints = record.endpoints;
+    event.greeting_len = record.greeting.packet_len().unwrap_or(0);
+    event.policy_version = record.policy_version;
+    event.rule = record.rule;
+    event.tls_version = record.hello.version();
+    event.tls_cipher = record.hello.cipher();
+    event.abi = musttls_common::ABI_VERSION;
+    event.login_header = record.login_header;
+    event.kind = kind as u8;
+    event.reason = record.reason;
+    event.mode = mode as u8;
+    event.mariadb = u8::from(record.greeting.is_mariadb());
+    event.flags_high = record.flags_high;
+    event._pad = [0; 7];
+}
+
+/// Writes `size` bytes of a record to the ring of its kind.
+#[inline(always)]
+fn output(denial: bool, data: *const u8, size: u64) {
+    let (ring, lost) = if denial {
+        (
+            ptr::from_ref(&DENIALS).cast_mut().cast(),
+            Global::LostDenials,
+        )
+    } else {
+        (
+            ptr::from_ref(&SESSIONS).cast_mut().cast(),
+            Global::LostSessions,
+        )
+    };
+    // SAFETY: `data` has `size` readable bytes: each caller passes a record and at most its length.
+    let error = unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, 0) };
+    if error != 0 {
+        count_global(lost);
+    }
+}
+
+/// Sends an event without a login.
+#[inline(always)]
+pub(crate) fn event(event: &Event, denial: bool) {
+    output(
+        denial,
+        ptr::from_ref(event).cast(),
+        size_of::<Event>() as u64,
+    );
+}
+
+/// Sends an event that is followed by `extra`.
+#[inline(always)]
+pub(crate) fn event_with<T>(both: &(Event, T)) {
+    output(
+        false,
+        ptr::from_ref(both).cast(),
+        size_of::<(Event, T)>() as u64,
+    );
+}
+
+/// Sends the event and the login in `scratch`, cut behind the login's tail.
+#[inline(always)]
+pub(crate) fn login(scratch: &Scratch, denial: bool) {
+    const HEAD: u64 = (offset_of!(Scratch, login) + offset_of!(Login, tail)) as u64;
+    const _: () = assert!(HEAD as usize == size_of::<Event>() + LOGIN_HEAD_LEN);
+    let mut tail = u64::from(scratch.login.tail_len);
+    if tail > TAIL_MAX as u64 {
+        tail = TAIL_MAX as u64;
+    }
+    output(denial, ptr::from_ref(scratch).cast(), HEAD + tail);
+}
+
+/// Notes a denied session for the agent.
+#[inline(always)]
+pub(crate) fn hold_session(event: &Event) {
+    if HELD.insert(event.cookie, event, 0).is_err() {
+        count_global(Global::HeldFull);
+    }
+}

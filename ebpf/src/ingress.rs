@@ -1,0 +1,462 @@
+//! Client to server: every segment of an undecided session is judged.
+
+use aya_ebpf::bindings::BPF_TCP_LISTEN;
+use aya_ebpf::programs::SkBuffContext;
+use musttls_common::counter::Outcome;
+use musttls_common::event::{Kind, TAIL_MAX};
+use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge};
+use musttls_common::mysql::{
+    AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, Greeting, HEADER_LEN,
+    USER_MAX, USER_OFFSET_41, USER_OFFSET_320, auth_response,
+};
+use musttls_common::policy::{NO_RULE, UserKey};
+use musttls_common::session::{ListenerClass, Phase, SocketRecord};
+use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
+
+use crate::maps::{PORTS, SCRATCH, SOCKETS, Scratch};
+use crate::packet::{self, Tcp, Unreadable};
+use crate::policy::{self, Policy};
+use crate::{emit, session, sock};
+
+/// Takes one packet.
+#[inline(always)]
+pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
+    let Some(sk) = sock(ctx) else {
+        return Action::Pass;
+    };
+    let Some(record) = SOCKETS.get(sk.cast()) else {
+        // SAFETY: `sk` is not null, and the verifier checks the read.
+        let state = unsafe { (*sk).state };
+        return if state == BPF_TCP_LISTEN {
+            untagged_listener(ctx, sk)
+        } else {
+            Action::Pass
+        };
+    };
+    if record.phase >= Phase::DECIDED {
+        return Action::Pass;
+    }
+    match Phase::from_u8(record.phase) {
+        Phase::Listener => {
+            // SAFETY: as above.
+            let state = unsafe { (*sk).state };
+            if state == BPF_TCP_LISTEN {
+                listener(ctx, sk, record)
+            } else {
+                without_session(record)
+            }
+        }
+        Phase::Denied => denied(ctx),
+        Phase::Plain | Phase::Claimed | Phase::ExceptedUser => undecided(ctx, record),
+        Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign => Action::Pass,
+    }
+}
+
+/// A listener without a record: one that may not be touched has its port in [`PORTS`].
+#[inline(always)]
+fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock) -> Action {
+    // SAFETY: `sk` is not null, and the verifier checks the read.
+    let port = unsafe { (*sk).src_port };
+    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
+    let Some(known) = (unsafe { PORTS.get(port) }) else {
+        return Action::Pass;
+    };
+    let Some(record) = SOCKETS.get_or_create(sk.cast()) else {
+        emit::count_hold(Hold::NoRecord);
+        return Verdict::Hold(Hold::NoRecord).action(policy::mode(known.server));
+    };
+    record.endpoints.server = known.server;
+    record.class = known.class;
+    record.abi = musttls_common::ABI_VERSION;
+    listener(ctx, sk, record)
+}
+
+/// A packet for a listening socket: SYN, or the third ACK of the handshake. Payload would be delivered
+/// before the session has a record of its own.
+#[inline(always)]
+fn listener(
+    ctx: &SkBuffContext,
+    sk: *mut aya_ebpf::bindings::bpf_sock,
+    record: &mut SocketRecord,
+) -> Action {
+    let class = session::resolve(record);
+    if class == ListenerClass::Other {
+        // From here on its sessions cost nothing.
+        SOCKETS.delete(sk.cast());
+        return Action::Pass;
+    }
+    let tcp = match packet::tcp(ctx) {
+        Ok(tcp) if tcp.payload_len == 0 => return Action::Pass,
+        Ok(tcp) => tcp,
+        Err(Unreadable) => return held(Hold::Unreadable, policy::mode(record.endpoints.server)),
+    };
+    if class == ListenerClass::Pending && !may_be_login(ctx, &tcp, 0) {
+        return Action::Pass;
+    }
+    held(Hold::NotEstablished, policy::mode(record.endpoints.server))
+}
+
+/// A connected socket whose record is still its listener's: `sock_ops` did not run for it.
+#[inline(always)]
+fn without_session(record: &SocketRecord) -> Action {
+    match ListenerClass::from_u8(record.class) {
+        ListenerClass::Classic => held(Hold::NoRecord, policy::mode(record.endpoints.server)),
+        ListenerClass::Pending | ListenerClass::Other => Action::Pass,
+    }
+}
+
+/// A packet of a denied session. The server must not see the client go either: that would count as an
+/// aborted handshake against the client's address.
+#[inline(always)]
+fn denied(ctx: &SkBuffContext) -> Action {
+    match packet::tcp(ctx) {
+        Ok(tcp) if tcp.is_pure_ack() => Action::Pass,
+        Ok(_) | Err(Unreadable) => Action::Drop,
+    }
+}
+
+#[inline(always)]
+fn held(hold: Hold, mode: Mode) -> Action {
+    emit::count_hold(hold);
+    Verdict::Hold(hold).action(mode)
+}
+
+/// Holds a segment of a session; one that goes on like that is denied in the end.
+#[inline(always)]
+fn hold(record: &mut SocketRecord, hold: Hold, policy: Option<&Policy<'_>>) -> Action {
+    let mode = policy.map_or(Mode::Enforce, Policy::mode);
+    let action = held(hold, mode);
+    if action == Action::Drop {
+        record.holds += 1;
+        if record.holds > MAX_HOLDS {
+            deny(record, Reason::Unjudgeable, policy);
+        }
+    }
+    action
+}
+
+#[inline(always)]
+fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
+    let Ok(tcp) = packet::tcp(ctx) else {
+        return hold(
+            record,
+            Hold::Unreadable,
+            Policy::of(record.endpoints.server).as_ref(),
+        );
+    };
+    if tcp.payload_len == 0 {
+        return Action::Pass;
+    }
+    let segment = Segment {
+        start: tcp.seq.wrapping_sub(record.client_base).cast_signed(),
+        len: tcp.payload_len,
+        urgent: tcp.is_urgent(),
+    };
+    if segment.end() <= 0 {
+        return Action::Pass;
+    }
+    record.client_spoke = 1;
+    if session::resolve(record) == ListenerClass::Pending {
+        return pending(ctx, record, &tcp, segment);
+    }
+    let login_follows = i64::from(segment.start) >= i64::from(record.login_head_end);
+    if record.phase == Phase::ExceptedUser as u8 && login_follows {
+        return Action::Pass;
+    }
+    let claimed = record.phase == Phase::Claimed as u8;
+    let judgement = judge(segment, record.greeting.greeting(), claimed, |index| {
+        packet::byte(ctx, tcp.payload + index)
+    });
+    match judgement {
+        Judgement::Neutral => {
+            note_header(ctx, record, &tcp, segment);
+            Action::Pass
+        }
+        Judgement::Claim => {
+            note_header(ctx, record, &tcp, segment);
+            if record.phase == Phase::Plain as u8 {
+                record.phase = Phase::Claimed as u8;
+            }
+            Action::Pass
+        }
+        Judgement::SplitClaim => {
+            let action = hold(
+                record,
+                Hold::Split,
+                Policy::of(record.endpoints.server).as_ref(),
+            );
+            if action == Action::Pass && record.phase == Phase::Plain as u8 {
+                record.phase = Phase::Claimed as u8;
+            }
+            action
+        }
+        Judgement::Plaintext(reason) => plaintext(ctx, record, &tcp, segment, reason),
+        Judgement::Hold(reason) => {
+            hold(record, reason, Policy::of(record.endpoints.server).as_ref())
+        }
+    }
+}
+
+/// Whether a segment that starts at `start` of the client's stream may be (part of) a login: the
+/// sequence id of the first packet is 1. A TLS ClientHello can have a 1 there too, as the high byte of
+/// its length, but not `16 03` before it.
+#[inline(always)]
+fn may_be_login(ctx: &SkBuffContext, tcp: &Tcp, start: i32) -> bool {
+    const SEQUENCE_ID_OFFSET: u32 = 3;
+    let segment = Segment {
+        start,
+        len: tcp.payload_len,
+        urgent: false,
+    };
+    if !segment.covers(SEQUENCE_ID_OFFSET) {
+        return false;
+    }
+    let index = segment.payload_index(SEQUENCE_ID_OFFSET);
+    let sequence_id = packet::byte(ctx, tcp.payload + index);
+    let tls = start == 0
+        && packet::byte(ctx, tcp.payload) == Some(musttls_common::tls::CONTENT_HANDSHAKE)
+        && packet::byte(ctx, tcp.payload + 1) == Some(3);
+    sequence_id == Some(1) && !tls
+}
+
+/// A session of a listener that nobody has named: it is held only if it looks like a login that comes
+/// before the greeting. Once the server greets, its class is known.
+#[inline(always)]
+fn pending(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Segment) -> Action {
+    if may_be_login(ctx, tcp, segment.start) {
+        record.client_spoke = 0;
+        return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
+    }
+    Action::Pass
+}
+
+/// Keeps the packet header of the login: the soft landing needs to know what the server has read.
+#[inline(always)]
+fn note_header(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Segment) {
+    if segment.start >= HEADER_LEN as i32 {
+        return;
+    }
+    let mut offset = 0;
+    while offset < HEADER_LEN {
+        if segment.covers(offset) {
+            let byte = packet::byte(ctx, tcp.payload + segment.payload_index(offset));
+            if let (Some(byte), Some(place)) = (byte, record.login_header.get_mut(offset as usize))
+            {
+                *place = byte;
+            }
+        }
+        offset += 1;
+    }
+}
+
+/// How much of a login's user name a segment holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum User {
+    /// All of it.
+    Whole,
+    /// Not all of it: TCP may yet send it in one piece.
+    Cut,
+    /// It is longer than any name that policy can hold.
+    TooLong,
+}
+
+/// A plaintext login: policy decides.
+#[inline(always)]
+fn plaintext(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    tcp: &Tcp,
+    segment: Segment,
+    reason: Reason,
+) -> Action {
+    note_header(ctx, record, tcp, segment);
+    if segment.covers(FLAGS_HIGH_OFFSET) {
+        let index = segment.payload_index(FLAGS_HIGH_OFFSET);
+        record.flags_high = packet::byte(ctx, tcp.payload + index).unwrap_or(0);
+    }
+    let policy = Policy::of(record.endpoints.server);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return hold(record, Hold::NoRecord, policy.as_ref());
+    };
+    // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
+    let user = read_login(ctx, tcp, segment, scratch);
+
+    if let Some(policy) = &policy {
+        record.policy_version = policy.version();
+        let key = UserKey(scratch.login.user);
+        let named = if user == User::Whole {
+            Some(&key)
+        } else {
+            None
+        };
+        if let Some(rule) = policy.exception(&record.endpoints, named, &mut scratch.walk) {
+            return excepted(record, scratch, policy, rule);
+        }
+        if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {
+            return hold(record, Hold::UserUnreadable, Some(policy));
+        }
+    }
+
+    let mode = policy.as_ref().map_or(Mode::Enforce, Policy::mode);
+    let action = Verdict::Deny(reason).action(mode);
+    record.reason = reason as u8;
+    record.rule = NO_RULE;
+    let kind = decide(record, action);
+    emit::fill(&mut scratch.event, kind, mode, record);
+    if action == Action::Drop {
+        emit::hold_session(&scratch.event);
+    }
+    emit::login(scratch, action == Action::Drop);
+    action
+}
+
+/// An exception allows the login. One that names users allows these bytes only: each segment that
+/// covers the user name is judged again until the server has answered.
+#[inline(always)]
+fn excepted(
+    record: &mut SocketRecord,
+    scratch: &mut Scratch,
+    policy: &Policy<'_>,
+    rule: u16,
+) -> Action {
+    let first = record.phase != Phase::ExceptedUser as u8;
+    record.rule = rule;
+    record.reason = 0;
+    if policy.is_for_any_user(rule) || policy.mode() == Mode::Observe {
+        record.phase = Phase::Excepted as u8;
+    } else {
+        if first {
+            let user_at = user_offset(scratch.login.caps);
+            record.login_head_end = user_at + u32::from(scratch.login.user_len) + 1;
+        }
+        record.phase = Phase::ExceptedUser as u8;
+    }
+    if first {
+        emit::count_outcome(record, Outcome::Excepted);
+        emit::fill(&mut scratch.event, Kind::Excepted, policy.mode(), record);
+        emit::login(scratch, false);
+    }
+    Action::Pass
+}
+
+/// Enters the verdict on a plaintext session.
+#[inline(always)]
+fn decide(record: &mut SocketRecord, action: Action) -> Kind {
+    match action {
+        Action::Pass => {
+            record.phase = Phase::Observed as u8;
+            emit::count_outcome(record, Outcome::Observed);
+            Kind::Observed
+        }
+        Action::Drop => {
+            record.phase = Phase::Denied as u8;
+            emit::count_outcome(record, Outcome::Denied);
+            Kind::Denied
+        }
+    }
+}
+
+/// Denies a session without a readable login.
+#[inline(always)]
+pub(crate) fn deny(
+    record: &mut SocketRecord,
+    reason: Reason,
+    policy: Option<&Policy<'_>>,
+) -> Action {
+    let mode = policy.map_or(Mode::Enforce, Policy::mode);
+    let action = Verdict::Deny(reason).action(mode);
+    record.reason = reason as u8;
+    record.policy_version = policy.map_or(0, Policy::version);
+    let kind = decide(record, action);
+    let mut event = musttls_common::event::Event::default();
+    emit::fill(&mut event, kind, mode, record);
+    if action == Action::Drop {
+        emit::hold_session(&event);
+    }
+    emit::event(&event, action == Action::Drop);
+    action
+}
+
+/// Offset of the user name in the client's stream.
+#[inline(always)]
+const fn user_offset(caps: u32) -> u32 {
+    if caps & CLIENT_PROTOCOL_41 == 0 {
+        USER_OFFSET_320
+    } else {
+        USER_OFFSET_41
+    }
+}
+
+/// Copies what a login says to `scratch`, but for its auth response, which is never read.
+#[inline(always)]
+fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Scratch) -> User {
+    let login = &mut scratch.login;
+    login.caps = 0;
+    login.user_len = 0;
+    login.tail_len = 0;
+    login.user = [0; USER_MAX];
+    if segment.start > 0 {
+        return User::Cut;
+    }
+    // Offsets in the client's stream are positive here, and `at` turns them into places in the packet.
+    let origin = tcp.payload.wrapping_sub(segment.start.cast_unsigned());
+    let at = |offset: u32| origin + offset;
+    let end = segment.end() as u32;
+
+    let Some(caps) = packet::u32_le(ctx, at(FLAGS_LOW_OFFSET)) else {
+        return User::Cut;
+    };
+    let is_41 = caps & CLIENT_PROTOCOL_41 != 0;
+    login.caps = if is_41 { caps } else { caps & 0xffff };
+
+    let user_at = user_offset(caps);
+    let mut len = 0;
+    loop {
+        if user_at + len >= end {
+            return User::Cut;
+        }
+        let Some(byte) = packet::byte(ctx, at(user_at + len)) else {
+            return User::Cut;
+        };
+        if byte == 0 {
+            break;
+        }
+        let Some(place) = login.user.get_mut(len as usize) else {
+            return User::TooLong;
+        };
+        *place = byte;
+        len += 1;
+    }
+    login.user_len = len as u16;
+    // Read back from the map, so that the verifier follows what comes once, not for each length.
+    // SAFETY: a valid place in the scratch record.
+    let len = u32::from(unsafe { (&raw const login.user_len).read_volatile() });
+
+    let auth_at = user_at + len + 1;
+    if is_41
+        && auth_at < end
+        && let Some(length) = packet::byte(ctx, at(auth_at))
+        && let AuthResponse::Ends(skip) = auth_response(caps, length)
+    {
+        let tail_at = auth_at + skip;
+        if tail_at < end {
+            let len = (end - tail_at).min(TAIL_MAX as u32 - 1);
+            if packet::copy(ctx, at(tail_at), len, &mut login.tail) {
+                login.tail_len = len as u16;
+            }
+        }
+    }
+    User::Whole
+}
+
+/// The server turned out to speak the `MySQL` protocol after client bytes had passed unjudged.
+#[inline(always)]
+pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
+    debug_assert!(record.greeting.greeting() as u8 <= Greeting::WithTls as u8);
+    deny(
+        record,
+        Reason::LoginBeforeGreeting,
+        Policy::of(record.endpoints.server).as_ref(),
+    )
+}

@@ -1,0 +1,2 @@
+//! Marker crate: see `main.rs` for the gate.
+#![no_std]

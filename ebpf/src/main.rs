@@ -1,0 +1,83 @@
+//! The gate: what runs in the kernel. Entry points, and the table outcome -> return value.
+//!
+//! | program | hook | needs | without it |
+//! |---|---|---|---|
+//! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.8 | no gate |
+//! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
+//! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
+//! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod egress;
+mod emit;
+mod ingress;
+mod maps;
+mod packet;
+mod policy;
+mod session;
+mod unix;
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::macros::{cgroup_skb, fentry, sock_ops};
+use aya_ebpf::programs::{FEntryContext, SkBuffContext, SockOpsContext};
+use musttls_common::verdict::Action;
+
+/// What `cgroup_skb` returns to drop a packet (`kernel/bpf/cgroup.c`, `__cgroup_bpf_run_filter_skb`).
+const SK_DROP: i32 = 0;
+/// What it returns to let it go on.
+const SK_PASS: i32 = 1;
+
+const fn skb_result(action: Action) -> i32 {
+    match action {
+        Action::Pass => SK_PASS,
+        Action::Drop => SK_DROP,
+    }
+}
+
+/// The socket of a packet: on ingress the one it is for, on egress the one it is from.
+#[inline(always)]
+fn sock(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: `skb` is the context the kernel passed; the verifier checks the read.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() { None } else { Some(sk) }
+}
+
+/// Client to server.
+#[cgroup_skb(ingress)]
+fn on_ingress(ctx: SkBuffContext) -> i32 {
+    skb_result(ingress::on_packet(&ctx))
+}
+
+/// Server to client.
+#[cgroup_skb(egress)]
+fn on_egress(ctx: SkBuffContext) -> i32 {
+    skb_result(egress::on_packet(&ctx))
+}
+
+/// Listeners and sessions come and go.
+#[sock_ops]
+fn on_sock_ops(ctx: SockOpsContext) -> u32 {
+    session::on_socket_event(&ctx);
+    1
+}
+
+/// A process connects to a Unix socket.
+#[fentry(function = "security_unix_stream_connect")]
+fn on_unix_connect(ctx: FEntryContext) -> i32 {
+    unix::on_connect(&ctx);
+    0
+}
+
+/// A reachable panic must not load: the verifier refuses the endless loop.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers that are GPL only need it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,181 @@
+//! Every map: who writes it, who reads it, what an entry costs, and what happens when it is full.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::macros::btf_map;
+use musttls_common::counter::COUNTERS as COUNTER_COUNT;
+use musttls_common::event::{Event, Login};
+use musttls_common::policy::{
+    MAX_RULES, MAX_SERVERS, PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey, Walk,
+};
+use musttls_common::session::{Listener, SocketRecord};
+
+/// `BPF_F_CLONE` (`include/uapi/linux/bpf.h`, Linux 5.4): an accepted socket gets a copy of its
+/// listener's storage.
+const BPF_F_CLONE: usize = 1 << 9;
+
+/// Socket storage with flags of our own: the wrapper of aya-ebpf has neither `BPF_F_CLONE` nor access
+/// from `cgroup_skb`, `sock_ops` and tracing programs. The layout is what the loader reads from BTF.
+#[repr(C)]
+pub(crate) struct SocketStorage<T, const FLAGS: usize> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the fields are never read; the loader patches the static into a map reference.
+unsafe impl<T, const FLAGS: usize> Sync for SocketStorage<T, FLAGS> {}
+
+impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    const fn as_ptr(&self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+
+    /// The value on socket `sk`, which is not null.
+    #[inline(always)]
+    pub(crate) fn get(&self, sk: *mut c_void) -> Option<&mut T> {
+        // SAFETY: the verifier has seen that `sk` is a socket; a value that is found lives until the
+        // program ends (RCU), and its bytes are plain numbers that several programs may write.
+        unsafe {
+            bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), 0)
+                .cast::<T>()
+                .as_mut()
+        }
+    }
+
+    /// The value on socket `sk`, made of zeros if there is none; `None` when memory is short.
+    #[inline(always)]
+    pub(crate) fn get_or_create(&self, sk: *mut c_void) -> Option<&mut T> {
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: as in `get`.
+        unsafe {
+            bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), flags)
+                .cast::<T>()
+                .as_mut()
+        }
+    }
+
+    /// Removes the value from socket `sk`.
+    #[inline(always)]
+    pub(crate) fn delete(&self, sk: *mut c_void) {
+        // SAFETY: as in `get`. The only error is that there is no value.
+        let _absent = unsafe { bpf_sk_storage_delete(self.as_ptr(), sk) };
+    }
+}
+
+/// The record of each listener and session.
+///
+/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 120 bytes and about
+/// 80 of the kernel's, charged to the socket (`net.core.optmem_max`). Full: the kernel does not accept
+/// the connection.
+#[btf_map]
+pub(crate) static SOCKETS: SocketStorage<
+    SocketRecord,
+    { BPF_F_NO_PREALLOC as usize | BPF_F_CLONE },
+> = SocketStorage::new();
+
+/// Listening Unix sockets of servers: index of the server.
+///
+/// Writer: agent. Reader: `unix`. Entry: as above.
+#[btf_map]
+pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usize }> =
+    SocketStorage::new();
+
+/// What the agent found out about listeners that began to listen while the gate was on, by cookie.
+///
+/// Writer: agent. Reader: `session`, which moves it to the listener's record. Entry: 16 bytes; 4,096
+/// entries, 0.4 MB. Full: the oldest is dropped; its listener stays pending.
+#[btf_map]
+pub(crate) static LISTENERS: LruHashMap<u64, Listener, 4096> = LruHashMap::new();
+
+/// Ports of servers whose sockets the agent may not touch (`yama.ptrace_scope` 3).
+///
+/// Writer: agent. Reader: `ingress`, on SYN to a listener without a record. Entry: 16 bytes; 256.
+#[btf_map]
+pub(crate) static PORTS: HashMap<u32, Listener, 256> = HashMap::new();
+
+/// Denied sessions that wait for the agent's refusal, by cookie: the truth of which events are the hint.
+///
+/// Writer: `emit` adds; the agent and `session` (at close) remove. Reader: agent. Entry: 104 bytes; 16,384
+/// entries, 2.9 MB. Full: the session stays denied and is counted in `HeldFull`.
+#[btf_map]
+pub(crate) static HELD: HashMap<u64, Event, 16384> = HashMap::new();
+
+/// Denied sessions, for the agent to refuse, and new listeners, for the agent to name.
+///
+/// Writer: `emit`. Reader: agent. 2 MiB: 2,000 logins of the largest size, 8,000 usual ones.
+/// Full: counted in `LostDenials`; [`HELD`] has the session.
+#[btf_map]
+pub(crate) static DENIALS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
+
+/// All other sessions, for the audit stream. A ring of its own, so that a flood of them cannot delay a
+/// refusal.
+///
+/// Writer: `emit`. Reader: agent. 2 MiB: 21,000 TLS sessions. Full: counted in `LostSessions`.
+#[btf_map]
+pub(crate) static SESSIONS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
+
+/// Counters, by `musttls_common::counter`.
+///
+/// Writer: all programs. Reader: agent. 8 bytes an entry and CPU.
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
+
+/// A record being made: too large for the stack.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) event: Event,
+    pub(crate) login: Login,
+    pub(crate) walk: Walk,
+}
+
+/// Where `ingress` makes its records. Only ingress uses it: it runs in softirq and is not
+/// interrupted by itself; egress, which it may interrupt, makes its smaller records on the stack.
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Which of the two slots of the policy tables is in force. Changing it is what makes a new policy
+/// visible, in one step.
+///
+/// Writer: agent. Reader: `policy`.
+#[btf_map]
+pub(crate) static ACTIVE: Array<u32, 1> = Array::new();
+
+/// Policy tables, two slots each. The agent builds the tables of the slot that is not in force, puts
+/// them in place (which waits until no program uses the former ones) and then writes [`ACTIVE`].
+///
+/// Writer: agent. Reader: `policy`.
+#[btf_map]
+pub(crate) static ROOTS: ArrayOfMaps<Array<PolicyRoot, 1>, 2> = ArrayOfMaps::new();
+/// Settings of each server, by index. See [`ROOTS`].
+#[btf_map]
+pub(crate) static SERVERS: ArrayOfMaps<Array<ServerPolicy, MAX_SERVERS>, 2> = ArrayOfMaps::new();
+/// Exceptions by source network. See [`ROOTS`].
+#[btf_map]
+pub(crate) static NETWORKS: ArrayOfMaps<LpmTrie<[u8; 16], RuleSet, 131_072>, 2> =
+    ArrayOfMaps::new();
+/// Exceptions by user. See [`ROOTS`].
+#[btf_map]
+pub(crate) static USERS: ArrayOfMaps<
+    HashMap<UserKey, RuleSet, 16384, { BPF_F_NO_PREALLOC as usize }>,
+    2,
+> = ArrayOfMaps::new();
+/// When each exception ends. See [`ROOTS`].
+#[btf_map]
+pub(crate) static TIMES: ArrayOfMaps<Array<RuleTimes, MAX_RULES>, 2> = ArrayOfMaps::new();

@@ -1,0 +1,113 @@
+//! The policy tables, read in one step.
+
+use core::ptr;
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use musttls_common::policy::{NEVER, PolicyRoot, Round, ServerPolicy, UserKey, WALK_ROUNDS, Walk};
+use musttls_common::session::Endpoints;
+use musttls_common::verdict::Mode;
+
+use crate::maps::{ACTIVE, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
+
+/// The policy in force, as it applies to one server.
+pub(crate) struct Policy<'a> {
+    slot: u32,
+    root: &'a PolicyRoot,
+    server: &'a ServerPolicy,
+}
+
+impl Policy<'_> {
+    /// The policy for `server`. `None` when there is none, which enforces without exceptions; the agent
+    /// attaches the gate only after it has written one.
+    #[inline(always)]
+    pub(crate) fn of(server: u16) -> Option<Self> {
+        let slot = *ACTIVE.get(0)? & 1;
+        let root = ROOTS.get_value(slot, &0)?;
+        let server = SERVERS.get_value(slot, &u32::from(server))?;
+        Some(Self { slot, root, server })
+    }
+
+    #[inline(always)]
+    pub(crate) const fn mode(&self) -> Mode {
+        Mode::from_u8(self.server.mode)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn version(&self) -> u32 {
+        self.root.version
+    }
+
+    #[inline(always)]
+    pub(crate) const fn names_users(&self) -> bool {
+        self.root.names_users != 0
+    }
+
+    /// Whether exception `rule` holds for any user.
+    #[inline(always)]
+    pub(crate) fn is_for_any_user(&self, rule: u16) -> bool {
+        let word = usize::from(rule / 64) & (musttls_common::policy::RULE_WORDS - 1);
+        self.root
+            .any_user
+            .0
+            .get(word)
+            .is_some_and(|bits| bits & (1 << (rule % 64)) != 0)
+    }
+
+    /// The exception that allows a plaintext login of `user` (if known) between `endpoints`. `walk` lies
+    /// in a map.
+    #[inline(always)]
+    pub(crate) fn exception(
+        &self,
+        endpoints: &Endpoints,
+        user: Option<&UserKey>,
+        walk: &mut Walk,
+    ) -> Option<u16> {
+        let networks = NETWORKS.get(self.slot)?;
+        let source = networks.get(&Key::new(128, endpoints.client_addr))?;
+        let named = match user {
+            // SAFETY: the agent does not change a table once it is in place.
+            Some(user) => USERS
+                .get(self.slot)
+                .and_then(|users| unsafe { users.get(user) }),
+            None => None,
+        };
+        let user = named.unwrap_or(&self.root.any_user);
+        // SAFETY: the helper has no requirements.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+
+        *walk = Walk::default();
+        let place = ptr::from_mut(walk);
+        let mut round = 0;
+        while round < WALK_ROUNDS {
+            round += 1;
+            // The walk goes back to the map after each round, so that the verifier can treat all rounds
+            // alike (as in `packet::advance`).
+            // SAFETY: `place` is a valid, exclusive pointer for the whole function.
+            let mut walk = unsafe { ptr::read_volatile(place) };
+            let found = walk.round(&self.server.exceptions, source, user);
+            // SAFETY: as above.
+            unsafe { ptr::write_volatile(place, walk) };
+            match found {
+                Round::Rule(rule) => {
+                    let times = TIMES.get_value(self.slot, &rule)?;
+                    if times.expires_ns == NEVER || now < times.expires_ns {
+                        return Some(rule as u16);
+                    }
+                }
+                Round::Nothing => {}
+                Round::End => return None,
+            }
+        }
+        None
+    }
+}
+
+/// The mode for `server`.
+#[inline(always)]
+pub(crate) fn mode(server: u16) -> Mode {
+    match Policy::of(server) {
+        Some(policy) => policy.mode(),
+        None => Mode::Enforce,
+    }
+}

@@ -1,0 +1,240 @@
+//! `sock_ops`: listeners and sessions come and go.
+
+use core::ffi::c_void;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::programs::SockOpsContext;
+use musttls_common::addr::v4_mapped;
+use musttls_common::counter::{Global, Outcome};
+use musttls_common::event::{Event, Kind};
+use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
+use musttls_common::verdict::Mode;
+
+use crate::emit;
+use crate::maps::{HELD, LISTENERS, SOCKETS};
+
+const AF_INET: u32 = 2;
+
+/// Takes one callback.
+#[inline(always)]
+pub(crate) fn on_socket_event(ctx: &SockOpsContext) {
+    // SAFETY: `ops` is the context the kernel passed; `op` may be read in every callback.
+    let op = unsafe { (*ctx.ops).op };
+    match op {
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listens(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(ctx),
+        BPF_SOCK_OPS_STATE_CB => changed(ctx),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<*mut c_void> {
+    // SAFETY: `ops` is the context the kernel passed; the verifier turns the read into a checked one.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() { None } else { Some(sk.cast()) }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the context of a `sock_ops` program.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// A socket begins to listen: it gets a record at once, so that no session of it can be missed, and the
+/// agent is asked whose it is.
+#[inline(always)]
+fn listens(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    let Some(record) = SOCKETS.get_or_create(sk) else {
+        emit::count_global(Global::ListenerFull);
+        return;
+    };
+    record.listener_cookie = cookie(ctx);
+    record.abi = musttls_common::ABI_VERSION;
+    let event = Event {
+        cookie: record.listener_cookie,
+        endpoints: endpoints(ctx.ops, 0),
+        kind: Kind::Listen as u8,
+        abi: musttls_common::ABI_VERSION,
+        ..Event::default()
+    };
+    emit::event(&event, true);
+}
+
+/// Takes over what the agent has found out about a listener, into its record or that of a session.
+/// Returns the class.
+#[inline(always)]
+pub(crate) fn resolve(record: &mut SocketRecord) -> ListenerClass {
+    let class = ListenerClass::from_u8(record.class);
+    if class != ListenerClass::Pending {
+        return class;
+    }
+    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
+    if let Some(listener) = unsafe { LISTENERS.get(record.listener_cookie) } {
+        record.endpoints.server = listener.server;
+        record.class = listener.class;
+    }
+    ListenerClass::from_u8(record.class)
+}
+
+/// A connection is established: its record, so far the listener's, becomes that of a session. The
+/// kernel calls this before the socket can get payload, also with TCP Fast Open, with data on the third
+/// ACK and with SYN cookies.
+#[inline(always)]
+fn established(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    let Some(record) = SOCKETS.get(sk) else {
+        return;
+    };
+    let class = resolve(record);
+    if class == ListenerClass::Other {
+        record.phase = Phase::Foreign as u8;
+        return;
+    }
+    record.cookie = cookie(ctx);
+    record.endpoints = endpoints(ctx.ops, record.endpoints.server);
+    // SAFETY: `ops` is the context the kernel passed, and the socket is a full one in this callback.
+    record.client_base = unsafe { (*ctx.ops).rcv_nxt };
+    // SAFETY: as above.
+    record.server_base = unsafe { (*ctx.ops).snd_nxt };
+    record.rule = musttls_common::policy::NO_RULE;
+    record.phase = Phase::Plain as u8;
+    if class == ListenerClass::Classic {
+        seen(record);
+    }
+    // The close is wanted for sessions that end without a verdict.
+    if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
+        emit::count_global(Global::ListenerFull);
+    }
+}
+
+/// Counts a session of a server.
+#[inline(always)]
+pub(crate) fn seen(record: &mut SocketRecord) {
+    record.counted = 1;
+    emit::count_outcome(record, Outcome::Seen);
+}
+
+/// A session changes state: at its end, one without a verdict gets its outcome.
+#[inline(always)]
+fn changed(ctx: &SockOpsContext) {
+    // SAFETY: in this callback `args` holds the old and the new state.
+    let [_, state, _, _] = unsafe { (*ctx.ops).__bindgen_anon_1.args };
+    if state != BPF_TCP_CLOSE {
+        return;
+    }
+    let Some(sk) = socket(ctx) else { return };
+    let Some(record) = SOCKETS.get(sk) else {
+        return;
+    };
+    let outcome = match Phase::from_u8(record.phase) {
+        Phase::Plain if record.client_spoke == 0 => Outcome::HalfOpen,
+        Phase::Plain => Outcome::Incomplete,
+        Phase::Claimed if record.hello.is_proof() => {
+            // Cut off inside the ServerHello.
+            secure(record, Mode::Enforce);
+            return;
+        }
+        Phase::Claimed => Outcome::TlsFailed,
+        Phase::Denied => {
+            // Nothing is left to refuse. It is no error if the agent has removed it.
+            let _absent = HELD.remove(record.cookie);
+            let mut event = Event::default();
+            emit::fill(&mut event, Kind::Released, Mode::Enforce, record);
+            emit::event(&event, true);
+            record.phase = Phase::Foreign as u8;
+            return;
+        }
+        Phase::Listener
+        | Phase::ExceptedUser
+        | Phase::Secure
+        | Phase::Excepted
+        | Phase::Observed
+        | Phase::Foreign => return,
+    };
+    if record.counted != 0 {
+        emit::count_outcome(record, outcome);
+    }
+    if outcome == Outcome::TlsFailed {
+        tls_failed(record);
+    }
+    record.phase = Phase::Foreign as u8;
+}
+
+/// The server's own bytes were a TLS flight.
+#[inline(always)]
+pub(crate) fn secure(record: &mut SocketRecord, mode: Mode) {
+    record.phase = Phase::Secure as u8;
+    emit::count_outcome(record, Outcome::Secure);
+    let mut event = Event::default();
+    emit::fill(&mut event, Kind::Secure, mode, record);
+    emit::event(&event, false);
+}
+
+/// The client claimed TLS, and nothing came of it.
+#[inline(always)]
+pub(crate) fn tls_failed(record: &mut SocketRecord) {
+    let mut event = Event::default();
+    emit::fill(&mut event, Kind::TlsFailed, Mode::Enforce, record);
+    emit::event(&event, false);
+}
+
+/// Reads one field of the context. Volatile, because the verifier rewrites each such read by its offset
+/// from the context: the compiler must not merge two of them, nor compute the address first.
+macro_rules! field {
+    ($ops:expr, $($field:tt)+) => {
+        // SAFETY: `ops` is the context the kernel passed; these fields may be read in every callback.
+        unsafe { (&raw const (*$ops).$($field)+).read_volatile() }
+    };
+}
+
+#[inline(always)]
+fn endpoints(ops: *mut bpf_sock_ops, server: u16) -> Endpoints {
+    // Both forms are read whatever the family is: two branches would make the compiler join their reads.
+    let remote_v4 = v4_mapped(field!(ops, remote_ip4).to_ne_bytes());
+    let local_v4 = v4_mapped(field!(ops, local_ip4).to_ne_bytes());
+    let remote_v6 = ip6([
+        field!(ops, remote_ip6[0]),
+        field!(ops, remote_ip6[1]),
+        field!(ops, remote_ip6[2]),
+        field!(ops, remote_ip6[3]),
+    ]);
+    let local_v6 = ip6([
+        field!(ops, local_ip6[0]),
+        field!(ops, local_ip6[1]),
+        field!(ops, local_ip6[2]),
+        field!(ops, local_ip6[3]),
+    ]);
+    let (client_addr, server_addr) = if field!(ops, family) == AF_INET {
+        (remote_v4, local_v4)
+    } else {
+        (remote_v6, local_v6)
+    };
+    Endpoints {
+        client_addr,
+        server_addr,
+        // Network byte order, in the upper half on little-endian machines (`bpf_sock_ops.remote_port`).
+        client_port: u32::from_be(field!(ops, remote_port)) as u16,
+        server_port: field!(ops, local_port) as u16,
+        server,
+        _pad: 0,
+    }
+}
+
+#[inline(always)]
+fn ip6(words: [u32; 4]) -> [u8; 16] {
+    let [a, b, c, d] = words.map(u32::to_ne_bytes);
+    let [a0, a1, a2, a3] = a;
+    let [b0, b1, b2, b3] = b;
+    let [c0, c1, c2, c3] = c;
+    let [d0, d1, d2, d3] = d;
+    [
+        a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
+    ]
+}
