@@ -1,0 +1,433 @@
+//! What stands in a record: OCSF 1.8.0, classes Authentication (3002) and Application Error (6008),
+//! profiles `security_control` and `host`.
+//!
+//! Source: <https://github.com/ocsf/ocsf-schema> at tag 1.8.0, `events/iam/authentication.json`,
+//! `objects/user.json`, `profiles/security_control.json`. The page for readers of the log is
+//! `docs/audit-records.md`; `SCHEMA` grows when a field is renamed or removed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use musttls_common::mysql::ER_SECURE_TRANSPORT_REQUIRED;
+use musttls_common::verdict::{Mode, Reason};
+use serde::Serialize;
+
+use super::cipher;
+use super::shape::{
+    Actor, ActorUser, Device, Endpoint, LossRecord, LossUnmapped, Metadata, Named, Policy, Process,
+    SessionRecord, Tls, Unmapped, User,
+};
+use crate::config::REQUIRE_TLS;
+use crate::login::LoginDetails;
+
+/// Version of what stands under `unmapped`.
+const SCHEMA: u32 = 1;
+
+/// Who writes the log.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Name of this host.
+    pub hostname: String,
+    /// Names this run of the agent: the boot id and the time of its start, for example. With the
+    /// sequence number it is unique among all records.
+    pub run: String,
+}
+
+/// A session, as the daemon knows it.
+#[derive(Clone, Debug)]
+pub struct Session<'s> {
+    /// When the gate decided, in milliseconds of Unix time.
+    pub time_ms: i64,
+    /// How it reached the server.
+    pub transport: Transport<'s>,
+    /// What was done.
+    pub outcome: Outcome,
+    /// Why it is denied, or would be.
+    pub reason: Option<Reason>,
+    /// The mode of its server.
+    pub mode: Mode,
+    /// Name of the server's settings ([`crate::config::Config::server_name`]).
+    pub server: &'s str,
+    /// Program of the server, for example `mariadbd`.
+    pub server_program: Option<&'s str>,
+    /// Process id of the server.
+    pub server_pid: Option<u32>,
+    /// cgroup of the server.
+    pub cgroup: Option<&'s str>,
+    /// Container of the server.
+    pub container: Option<&'s str>,
+    /// Name of the policy: the path of its file.
+    pub policy_name: &'s str,
+    /// Version of the policy that judged.
+    pub policy_version: u32,
+    /// The exception that allowed; `None` stands for the rule that requires TLS.
+    pub rule: Option<&'s str>,
+    /// The user, where the gate could read it; already safe to print ([`crate::login::printable`]).
+    pub user: Option<&'s str>,
+    /// What else the login said, where there was one to read.
+    pub details: Option<&'s LoginDetails>,
+    /// How the refusal went, where there was one.
+    pub refusal: Option<Refusal<'s>>,
+}
+
+/// How a session reaches the server.
+#[derive(Clone, Copy, Debug)]
+pub enum Transport<'s> {
+    /// TCP and TLS: the server's own bytes were a TLS flight, or the client claimed it and the
+    /// handshake failed.
+    Tls {
+        /// Client and server.
+        endpoints: Endpoints,
+        /// Negotiated `ProtocolVersion`, 0 if unknown.
+        version: u16,
+        /// IANA number of the cipher suite, 0 if unknown.
+        cipher: u16,
+    },
+    /// TCP without TLS.
+    Plaintext {
+        /// Client and server.
+        endpoints: Endpoints,
+    },
+    /// A Unix socket: secure transport.
+    Unix {
+        /// Path of the socket.
+        path: Option<&'s str>,
+        /// Who connected.
+        peer: Option<UnixPeer<'s>>,
+    },
+}
+
+/// Both ends of a TCP session.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoints {
+    /// The client.
+    pub client: SocketAddr,
+    /// The server.
+    pub server: SocketAddr,
+}
+
+/// The process at the client's end of a Unix socket.
+#[derive(Clone, Copy, Debug)]
+pub struct UnixPeer<'s> {
+    /// Its process id.
+    pub pid: u32,
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its name.
+    pub program: Option<&'s str>,
+}
+
+/// What was done about a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is secure.
+    Allowed,
+    /// An exception allows it.
+    Excepted,
+    /// It would have been denied; observe mode only reports.
+    Observed,
+    /// It was refused.
+    Denied,
+    /// The gate let it pass as TLS; the handshake failed.
+    TlsFailed,
+}
+
+/// How a refusal went.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Refusal<'s> {
+    /// How it ended: the word used in `musttls_refusals_total`.
+    pub outcome: &'s str,
+    /// From the login to the ERR packet, in microseconds; absent if the client was not told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub err_after_us: Option<u64>,
+    /// From the login until the server let go of its socket, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released_after_us: Option<u64>,
+}
+
+/// Records that were lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss<'s> {
+    /// When this was found, in milliseconds of Unix time.
+    pub time_ms: i64,
+    /// How many.
+    pub lost: u64,
+    /// Where or why: the word used in `musttls_bpf_events_lost_total` or `musttls_sink_errors_total`.
+    pub reason: &'s str,
+}
+
+/// The line of a session, without its newline.
+#[must_use]
+pub fn session(identity: &Identity, session: &Session<'_>, sequence: u64) -> String {
+    line(&session_record(identity, session, sequence))
+}
+
+/// The line about lost records, without its newline.
+#[must_use]
+pub fn loss(identity: &Identity, loss: &Loss<'_>, sequence: u64) -> String {
+    line(&LossRecord {
+        class_uid: 6008,
+        class_name: "Application Error",
+        category_uid: 6,
+        category_name: "Application Activity",
+        activity_id: 1,
+        activity_name: "General Error",
+        type_uid: 600_801,
+        time: loss.time_ms,
+        severity_id: 4,
+        severity: "High",
+        message: format!("{} audit records were lost: {}", loss.lost, loss.reason),
+        device: Device::of(identity),
+        metadata: Metadata::of(identity, sequence, &["host"]),
+        unmapped: LossUnmapped {
+            schema_version: SCHEMA,
+            lost: loss.lost,
+            reason: loss.reason,
+        },
+    })
+}
+
+fn line(record: &impl Serialize) -> String {
+    // Strings, numbers, booleans and maps with string keys: serde_json fails on none of them. If it
+    // did, an empty line would be an honest gap in the sequence numbers.
+    serde_json::to_string(record).unwrap_or_default()
+}
+
+/// What OCSF says about an outcome.
+struct Classified {
+    verdict: &'static str,
+    severity: (u32, &'static str),
+    status: (u32, &'static str),
+    action: (u32, &'static str),
+    disposition: (u32, &'static str),
+}
+
+impl Outcome {
+    /// The word used in records and in the label `verdict` of metrics.
+    #[must_use]
+    pub const fn verdict(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Excepted => "excepted",
+            Self::Observed => "would_deny",
+            Self::Denied => "denied",
+            Self::TlsFailed => "tls_failed",
+        }
+    }
+
+    /// The numbers of OCSF. Whether the server takes the credentials of a session that passed is not
+    /// known here: its status is Unknown.
+    const fn classify(self) -> Classified {
+        let (severity, status, action, disposition) = match self {
+            Self::Allowed | Self::Excepted => (
+                (1, "Informational"),
+                (0, "Unknown"),
+                (1, "Allowed"),
+                (1, "Allowed"),
+            ),
+            Self::Observed => (
+                (2, "Low"),
+                (0, "Unknown"),
+                (3, "Observed"),
+                (15, "Detected"),
+            ),
+            Self::Denied => ((3, "Medium"), (2, "Failure"), (2, "Denied"), (21, "Reset")),
+            Self::TlsFailed => (
+                (1, "Informational"),
+                (2, "Failure"),
+                (1, "Allowed"),
+                (1, "Allowed"),
+            ),
+        };
+        Classified {
+            verdict: self.verdict(),
+            severity,
+            status,
+            action,
+            disposition,
+        }
+    }
+}
+
+impl Transport<'_> {
+    /// The word used in records and in the label `transport` of metrics.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Tls { .. } => "tls",
+            Self::Plaintext { .. } => "plaintext",
+            Self::Unix { .. } => "unix",
+        }
+    }
+
+    const fn endpoints(&self) -> Option<Endpoints> {
+        match self {
+            Self::Tls { endpoints, .. } | Self::Plaintext { endpoints } => Some(*endpoints),
+            Self::Unix { .. } => None,
+        }
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        match *self {
+            Self::Tls {
+                version, cipher, ..
+            } => Some(Tls {
+                version: cipher::version_name(version).into_owned(),
+                cipher: cipher::name(cipher).into_owned(),
+            }),
+            Self::Plaintext { .. } | Self::Unix { .. } => None,
+        }
+    }
+}
+
+fn session_record<'s>(
+    identity: &'s Identity,
+    session: &'s Session<'s>,
+    sequence: u64,
+) -> SessionRecord<'s> {
+    let Classified {
+        verdict,
+        severity,
+        status,
+        action,
+        disposition,
+    } = session.outcome.classify();
+    let endpoints = session.transport.endpoints();
+    let (logon_type_id, logon_type) = match session.transport {
+        Transport::Unix { .. } => (99, "Unix socket"),
+        Transport::Tls { .. } | Transport::Plaintext { .. } => (3, "Network"),
+    };
+    let details = session.details;
+    let plugin = details.and_then(|details| details.plugin.as_deref());
+    SessionRecord {
+        class_uid: 3002,
+        class_name: "Authentication",
+        category_uid: 3,
+        category_name: "Identity & Access Management",
+        activity_id: 1,
+        activity_name: "Logon",
+        type_uid: 300_201,
+        time: session.time_ms,
+        severity_id: severity.0,
+        severity: severity.1,
+        status_id: status.0,
+        status: status.1,
+        status_code: (session.outcome == Outcome::Denied)
+            .then(|| ER_SECURE_TRANSPORT_REQUIRED.to_string()),
+        status_detail: status_detail(session.outcome),
+        action_id: action.0,
+        action: action.1,
+        disposition_id: disposition.0,
+        disposition: disposition.1,
+        is_alert: matches!(session.outcome, Outcome::Denied | Outcome::Observed),
+        is_cleartext: matches!(session.transport, Transport::Plaintext { .. }),
+        is_remote: endpoints.is_some_and(is_remote),
+        logon_type_id,
+        logon_type,
+        auth_protocol_id: if plugin.is_some() { 99 } else { 0 },
+        auth_protocol: plugin.map(|plugin| format!("mysql:{plugin}")),
+        user: user(session),
+        actor: actor(session),
+        src_endpoint: endpoints.map(|endpoints| Endpoint::of(endpoints.client)),
+        dst_endpoint: endpoints.map(|endpoints| Endpoint::of(endpoints.server)),
+        service: Named {
+            name: session.server_program.unwrap_or("mysql"),
+        },
+        policy: Policy {
+            name: session.policy_name,
+            version: session.policy_version.to_string(),
+            is_applied: session.mode == Mode::Enforce,
+        },
+        firewall_rule: Named {
+            name: session.rule.unwrap_or(REQUIRE_TLS),
+        },
+        device: Device::of(identity),
+        metadata: Metadata::of(identity, sequence, &["security_control", "host"]),
+        unmapped: Unmapped {
+            schema_version: SCHEMA,
+            transport: session.transport.as_str(),
+            verdict,
+            reason: session.reason.map(Reason::as_str),
+            mode: session.mode.as_str(),
+            server: session.server,
+            tls: session.transport.tls(),
+            schema: details.and_then(|details| details.schema.as_deref()),
+            client_program: client_program(session),
+            connection_attributes: attributes(details),
+            login_truncated: details.is_some_and(|details| details.truncated),
+            server_pid: session.server_pid,
+            cgroup: session.cgroup,
+            container: session.container,
+            socket: match session.transport {
+                Transport::Unix { path, .. } => path,
+                Transport::Tls { .. } | Transport::Plaintext { .. } => None,
+            },
+            refusal: session.refusal,
+        },
+    }
+}
+
+const fn status_detail(outcome: Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Allowed => None,
+        Outcome::Excepted => Some("insecure transport, allowed by an exception"),
+        Outcome::Observed => Some("insecure transport, would be refused in enforce mode"),
+        Outcome::Denied => Some("insecure transport"),
+        Outcome::TlsFailed => Some("the TLS handshake failed"),
+    }
+}
+
+fn is_remote(endpoints: Endpoints) -> bool {
+    let client = endpoints.client.ip().to_canonical();
+    !client.is_loopback() && client != endpoints.server.ip().to_canonical()
+}
+
+const fn user<'s>(session: &Session<'s>) -> User<'s> {
+    let uid = match (session.user, session.transport) {
+        (Some(_), _) => None,
+        (None, Transport::Tls { .. }) => Some("encrypted"),
+        (None, Transport::Plaintext { .. } | Transport::Unix { .. }) => Some("not-read"),
+    };
+    User {
+        name: session.user,
+        uid,
+        type_id: 0,
+    }
+}
+
+fn actor<'s>(session: &Session<'s>) -> Option<Actor<'s>> {
+    match session.transport {
+        Transport::Unix {
+            peer: Some(peer), ..
+        } => Some(Actor {
+            process: Process {
+                pid: peer.pid,
+                name: peer.program,
+            },
+            user: ActorUser {
+                uid: peer.uid.to_string(),
+            },
+        }),
+        Transport::Unix { peer: None, .. }
+        | Transport::Tls { .. }
+        | Transport::Plaintext { .. } => None,
+    }
+}
+
+fn client_program<'s>(session: &Session<'s>) -> Option<&'s str> {
+    match session.transport {
+        Transport::Unix { peer, .. } => peer.and_then(|peer| peer.program),
+        Transport::Tls { .. } | Transport::Plaintext { .. } => {
+            session.details.and_then(LoginDetails::program)
+        }
+    }
+}
+
+/// The attributes; of two with one name, the first.
+fn attributes(details: Option<&LoginDetails>) -> BTreeMap<&str, &str> {
+    details
+        .iter()
+        .flat_map(|details| details.attributes.iter().rev())
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}

@@ -1,0 +1,132 @@
+//! The commands, but for the daemon itself.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use jiff::Timestamp;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Command, ConfigCommand, Exit};
+use crate::config::{Config, PastDates};
+use crate::console::{complain, print, print_json};
+use crate::control::{self, Answer, NotRunning};
+use crate::{daemon, doctor, scan};
+
+/// Carries out a command.
+pub fn run(command: Command) -> Result<Exit> {
+    match command {
+        Command::Run { config } => {
+            start_logging();
+            daemon::run(&config)
+        }
+        Command::Status { output, control } => status(&control.socket, output.json),
+        Command::Scan { output } => {
+            let found = scan::scan()?;
+            if output.json {
+                print_json(&found)?
+            } else {
+                print(&found.to_string())?
+            }
+            Ok(Exit::Ok)
+        }
+        Command::Doctor { output } => {
+            let report = doctor::examine();
+            if output.json {
+                print_json(&report)?
+            } else {
+                print(&report.to_string())?
+            }
+            Ok(if report.can_enforce {
+                Exit::Ok
+            } else {
+                Exit::Finding
+            })
+        }
+        Command::Config {
+            command: ConfigCommand::Check { file },
+        } => check(&file),
+        Command::Reload { control } => reload(&control.socket),
+    }
+}
+
+/// Logs go to standard error, which systemd gives to the journal; `RUST_LOG` sets what is logged.
+fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter);
+    // The journal has its own time stamps and no colours.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().with_ansi(false).init();
+    } else {
+        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init();
+    }
+}
+
+fn check(file: &Path) -> Result<Exit> {
+    let loaded = Config::load(file, Timestamp::now(), PastDates::Refuse)?;
+    for warning in &loaded.warnings {
+        complain(&format!("warning: {warning}"));
+    }
+    let config = loaded.config;
+    print(&format!(
+        "{}: good: {}, {} servers with settings of their own, {} exceptions\n",
+        file.display(),
+        config.mode.as_str(),
+        config.servers.len(),
+        config.exceptions.len()
+    ))?;
+    Ok(Exit::Ok)
+}
+
+/// What the agent answers, or `None` after saying that none runs.
+fn ask(socket: &Path, command: control::Command) -> Result<Option<Answer>> {
+    match control::ask(socket, command) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.is::<NotRunning>() => {
+            complain(&format!("error: {error:#}"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn status(socket: &Path, json: bool) -> Result<Exit> {
+    match ask(socket, control::Command::Status)? {
+        Some(Answer::Status(status)) => {
+            if json {
+                print_json(&status)?
+            } else {
+                print(&status.to_string())?
+            }
+            Ok(Exit::Ok)
+        }
+        None => Ok(Exit::NotRunning),
+        Some(Answer::Error { error }) => bail!("{error}"),
+        Some(other) => bail!("the agent answered {other:?} to a question for its status"),
+    }
+}
+
+fn reload(socket: &Path) -> Result<Exit> {
+    match ask(socket, control::Command::Reload)? {
+        Some(Answer::Reloaded {
+            policy_version,
+            warnings,
+        }) => {
+            for warning in &warnings {
+                complain(&format!("warning: {warning}"));
+            }
+            print(&format!("policy version {policy_version} is in force\n"))?;
+            Ok(Exit::Ok)
+        }
+        Some(Answer::Rejected { error }) => {
+            complain(&error);
+            complain("The old policy stays in force.");
+            Ok(Exit::Config)
+        }
+        None => Ok(Exit::NotRunning),
+        Some(Answer::Error { error }) => bail!("{error}"),
+        Some(other) => bail!("the agent answered {other:?} to a reload"),
+    }
+}

@@ -1,0 +1,514 @@
+//! TOML values to configuration. Goes on behind a mistake, so that one run tells all of them.
+//!
+//! The tree of values is walked by hand: serde stops at the first mistake, and `Spanned` fails on
+//! valid input in flattened and internally tagged types.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use musttls_common::mysql::USER_MAX;
+use musttls_common::policy::{MAX_RULES, MAX_SERVERS};
+use musttls_common::verdict::Mode;
+use toml::de::{DeTable, DeValue};
+use toml::value::Datetime;
+
+use super::report::{Problem, Problems};
+use super::value::{end_of, network, similar};
+use super::walk::{Section, Value};
+use super::{
+    AuditTarget, Config, DEFAULT_SERVER, Exception, Expiry, MAX_NETWORKS, MAX_USERS, PastDates,
+    REQUIRE_TLS, ServerConfig,
+};
+
+const ROOT_KEYS: &[&str] = &["mode", "server", "exception", "audit", "metrics", "control"];
+const SERVER_KEYS: &[&str] = &["name", "ports", "mode"];
+const EXCEPTION_KEYS: &[&str] = &[
+    "name", "source", "user", "server", "expires", "owner", "reason",
+];
+
+/// Longest owner or reason, in bytes.
+const TEXT_MAX: usize = 1024;
+/// Longest path of a Unix socket, in bytes: `sun_path` of unix(7) less its NUL.
+const SOCKET_PATH_MAX: usize = 107;
+/// Largest file of which every syntax error is told; of a larger one, the first.
+const RECOVER_MAX: usize = 256 * 1024;
+
+/// What came of a file. Only to be used when no problem was found.
+pub(super) struct Decoded {
+    pub(super) config: Config,
+    /// Warnings, each with the byte of the file it is about.
+    pub(super) warnings: Vec<(usize, String)>,
+}
+
+/// Reads `text`; exceptions are held against `now`.
+pub(super) fn decode(
+    text: &str,
+    now: Timestamp,
+    past: PastDates,
+    problems: &mut Problems,
+) -> Decoded {
+    let mut decoder = Decoder {
+        problems,
+        now,
+        past,
+        warnings: Vec::new(),
+        networks: 0,
+        users: 0,
+    };
+    let config = match DeTable::parse(text) {
+        Ok(root) => decoder.root(root.get_ref()),
+        Err(first) => {
+            let all = if text.len() <= RECOVER_MAX {
+                DeTable::parse_recoverable(text).1
+            } else {
+                vec![first]
+            };
+            for error in all {
+                decoder.syntax(&error);
+            }
+            Config::default()
+        }
+    };
+    Decoded {
+        config,
+        warnings: decoder.warnings,
+    }
+}
+
+pub(super) struct Decoder<'p> {
+    pub(super) problems: &'p mut Problems,
+    now: Timestamp,
+    past: PastDates,
+    warnings: Vec<(usize, String)>,
+    /// Networks of all exceptions so far.
+    networks: usize,
+    /// Users of all exceptions so far.
+    users: usize,
+}
+
+impl Decoder<'_> {
+    fn root(&mut self, root: &DeTable<'_>) -> Config {
+        let section = Section {
+            table: root,
+            what: "the file",
+            at: &(0..0),
+        };
+        self.unknown_keys(section, ROOT_KEYS);
+        let defaults = Config::default();
+        let servers = self.servers(root.get("server"));
+        let exceptions = self.exceptions(root.get("exception"), &servers);
+        Config {
+            mode: root
+                .get("mode")
+                .and_then(|value| self.mode(value))
+                .unwrap_or(defaults.mode),
+            servers,
+            exceptions,
+            audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
+            metrics: self.metrics(root.get("metrics")),
+            control: self
+                .control(root.get("control"))
+                .unwrap_or(defaults.control),
+        }
+    }
+
+    fn mode(&mut self, value: &Value<'_>) -> Option<Mode> {
+        let help = "write \"observe\" (report only) or \"enforce\" (refuse plaintext logins)";
+        let text = self.string("mode", value, help)?;
+        match text {
+            "observe" => Some(Mode::Observe),
+            "enforce" => Some(Mode::Enforce),
+            _ => {
+                self.wrong(value.span(), format!("there is no mode `{text}`"), "", help);
+                None
+            }
+        }
+    }
+
+    fn servers(&mut self, value: Option<&Value<'_>>) -> Vec<ServerConfig> {
+        let mut servers = Vec::new();
+        let mut names = HashMap::new();
+        let mut ports = HashMap::new();
+        let mut any_port: Option<String> = None;
+        for (index, (table, at)) in self.sections("server", value).into_iter().enumerate() {
+            if index == MAX_SERVERS - 1 {
+                let title = format!("more than {} servers", MAX_SERVERS - 1);
+                let help = "put servers that share their settings into one [[server]] with all their ports";
+                self.wrong(at.clone(), title, "", help);
+            }
+            let section = Section {
+                table,
+                what: "this server",
+                at: &at,
+            };
+            self.unknown_keys(section, SERVER_KEYS);
+            let name = self.name(section, "orders", DEFAULT_SERVER, &mut names);
+            let what = name.clone().unwrap_or_default();
+            let own = table
+                .get("ports")
+                .map(|value| self.ports(value, &what, &mut ports));
+            if own.is_none() {
+                if let Some(first) = &any_port {
+                    let title =
+                        format!("server `{what}` and server `{first}` both have no `ports`");
+                    let help = "each claims every port: name the ports of one of them";
+                    self.wrong(at.clone(), title, "", help);
+                }
+                any_port.get_or_insert_with(|| what.clone());
+            }
+            let mode = table.get("mode").and_then(|value| self.mode(value));
+            servers.push(ServerConfig {
+                name: what,
+                ports: own.unwrap_or_default(),
+                mode,
+            });
+        }
+        servers
+    }
+
+    fn ports(
+        &mut self,
+        value: &Value<'_>,
+        server: &str,
+        claimed: &mut HashMap<u16, String>,
+    ) -> Vec<u16> {
+        let help = "write TCP ports from 1 to 65535, for example ports = [3306, 33060]";
+        let Some(values) = self.array("ports", value, help) else {
+            return Vec::new();
+        };
+        if values.is_empty() {
+            let help = "name a port, or leave out `ports` to mean every port no other server names";
+            self.wrong(value.span(), "`ports` is empty".to_owned(), "", help);
+        }
+        let mut ports = Vec::new();
+        for value in values {
+            let DeValue::Integer(integer) = value.get_ref() else {
+                self.wrong_type("a port", "an integer", value, help);
+                continue;
+            };
+            let port = u16::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(0);
+            if port == 0 {
+                self.wrong(
+                    value.span(),
+                    format!("`{integer}` is not a TCP port"),
+                    "",
+                    help,
+                );
+                continue;
+            }
+            if let Some(other) = claimed.insert(port, server.to_owned()) {
+                let title = format!("port {port} is claimed by server `{other}` already");
+                let help = "each port belongs to one server: take it out of one of them";
+                self.wrong(value.span(), title, "", help);
+            }
+            ports.push(port);
+        }
+        ports
+    }
+
+    fn exceptions(
+        &mut self,
+        value: Option<&Value<'_>>,
+        servers: &[ServerConfig],
+    ) -> Vec<Exception> {
+        let mut exceptions = Vec::new();
+        let mut names = HashMap::new();
+        for (index, (table, at)) in self.sections("exception", value).into_iter().enumerate() {
+            if index == MAX_RULES {
+                let help = "put sources that share owner, reason and date into one [[exception]]";
+                self.wrong(
+                    at.clone(),
+                    format!("more than {MAX_RULES} exceptions"),
+                    "",
+                    help,
+                );
+            }
+            let section = Section {
+                table,
+                what: "this exception",
+                at: &at,
+            };
+            self.unknown_keys(section, EXCEPTION_KEYS);
+            let name = self.name(section, "legacy-etl", REQUIRE_TLS, &mut names);
+            let what = name.as_ref().map(|name| format!("exception `{name}`"));
+            let section = Section {
+                what: what.as_deref().unwrap_or(section.what),
+                ..section
+            };
+            let exception = Exception {
+                name: name.unwrap_or_default(),
+                source: self.sources(section),
+                users: table
+                    .get("user")
+                    .map(|value| self.users(value))
+                    .unwrap_or_default(),
+                server: table
+                    .get("server")
+                    .and_then(|value| self.server_of(value, servers)),
+                expires: self.expires(section).unwrap_or(Expiry::Never),
+                owner: self.required_text(
+                    section,
+                    "owner",
+                    "owner = \"dba@example.com\"",
+                    TEXT_MAX,
+                ),
+                reason: self.required_text(
+                    section,
+                    "reason",
+                    "reason = \"MySQL 5.6 client, migration DB-812\"",
+                    TEXT_MAX,
+                ),
+            };
+            exceptions.push(exception);
+        }
+        exceptions
+    }
+
+    fn sources(&mut self, section: Section<'_>) -> Vec<IpNet> {
+        let help = "write networks, for example source = [\"10.3.0.0/16\", \"2001:db8::/32\"]";
+        let Some(value) = section.table.get("source") else {
+            self.missing(section, "source", help);
+            return Vec::new();
+        };
+        let Some(values) = self.array("source", value, help) else {
+            return Vec::new();
+        };
+        if values.is_empty() {
+            self.wrong(
+                value.span(),
+                "`source` is empty: it would allow nobody".to_owned(),
+                "",
+                help,
+            );
+        }
+        let mut networks = Vec::with_capacity(values.len().min(MAX_NETWORKS));
+        for value in values {
+            self.networks += 1;
+            if self.networks == MAX_NETWORKS + 1 {
+                let title = format!("more than {MAX_NETWORKS} networks in all exceptions together");
+                let help = "write neighbouring networks as one shorter prefix";
+                self.wrong(value.span(), title, "", help);
+            }
+            let Some(text) = self.string("a network", value, help) else {
+                continue;
+            };
+            match network(text) {
+                Ok(network) => networks.push(network),
+                Err(bad) => self.problems.push(|| Problem {
+                    at: value.span(),
+                    title: bad.title(text),
+                    label: bad.label(),
+                    help: bad.help(),
+                }),
+            }
+        }
+        networks
+    }
+
+    fn users(&mut self, value: &Value<'_>) -> Vec<String> {
+        let help = "write user names, for example user = [\"etl\"]; leave `user` out for any user";
+        let Some(values) = self.array("user", value, help) else {
+            return Vec::new();
+        };
+        if values.is_empty() {
+            self.wrong(
+                value.span(),
+                "`user` is empty: it would allow nobody".to_owned(),
+                "",
+                help,
+            );
+        }
+        let mut users = Vec::with_capacity(values.len().min(MAX_USERS));
+        for value in values {
+            self.users += 1;
+            if self.users == MAX_USERS + 1 {
+                let title = format!("more than {MAX_USERS} users in all exceptions together");
+                self.wrong(
+                    value.span(),
+                    title,
+                    "",
+                    "leave `user` out of an exception for any user",
+                );
+            }
+            let Some(user) = self.string("a user", value, help) else {
+                continue;
+            };
+            if user.is_empty() || user.contains('\0') {
+                self.wrong(
+                    value.span(),
+                    "this cannot be a user name".to_owned(),
+                    "",
+                    help,
+                );
+            } else if user.len() > USER_MAX {
+                let title = format!("this user name is longer than {USER_MAX} bytes");
+                let label = format!("{} bytes", user.len());
+                let help = "MySQL allows 32 characters and MariaDB 80 (128 in newer releases); check the name";
+                self.wrong(value.span(), title, &label, help);
+            } else {
+                users.push(user.to_owned());
+            }
+        }
+        users
+    }
+
+    fn server_of(&mut self, value: &Value<'_>, servers: &[ServerConfig]) -> Option<String> {
+        let help = "name a [[server]] of this file, or leave `server` out for any server";
+        let name = self.string("server", value, help)?;
+        if servers.iter().any(|server| server.name == name) {
+            return Some(name.to_owned());
+        }
+        let known: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
+        let help = similar(name, &known).map_or_else(
+            || help.to_owned(),
+            |similar| format!("did you mean `{similar}`? Or leave `server` out for any server"),
+        );
+        self.wrong(
+            value.span(),
+            format!("there is no server `{name}` in this file"),
+            "",
+            &help,
+        );
+        None
+    }
+
+    fn expires(&mut self, section: Section<'_>) -> Option<Expiry> {
+        const HELP: &str =
+            "write a date, for example expires = 2027-03-31, or expires = \"never\" with a reason";
+        let Some(value) = section.table.get("expires") else {
+            self.missing(section, "expires", HELP);
+            return None;
+        };
+        let end = match value.get_ref() {
+            DeValue::String(text) if text == "never" => return Some(Expiry::Never),
+            DeValue::String(text) if text.parse::<Datetime>().is_ok() => {
+                let help = format!("write the date without quotes: expires = {text}");
+                self.wrong(value.span(), "this date is in quotes".to_owned(), "", &help);
+                return None;
+            }
+            DeValue::Datetime(datetime) => match end_of(datetime) {
+                Ok(end) => end,
+                Err(title) => {
+                    self.wrong(value.span(), title, "", HELP);
+                    return None;
+                }
+            },
+            _ => {
+                self.wrong_type("`expires`", "a date or \"never\"", value, HELP);
+                return None;
+            }
+        };
+        if end <= self.now {
+            let message = format!("{} ended on {end}", section.what);
+            match self.past {
+                PastDates::Refuse => {
+                    let help = "remove the exception, or agree on a later date with its owner";
+                    self.wrong(value.span(), message, "in the past", help);
+                }
+                PastDates::Warn => {
+                    self.warnings
+                        .push((value.span().start, format!("{message}; it is not applied")));
+                }
+            }
+        }
+        Some(Expiry::At(end))
+    }
+
+    fn audit(&mut self, value: Option<&Value<'_>>) -> Option<AuditTarget> {
+        let (table, at) = self.section("audit", value)?;
+        self.unknown_keys(
+            Section {
+                table,
+                what: "[audit]",
+                at: &at,
+            },
+            &["path"],
+        );
+        let value = table.get("path")?;
+        let help = "write an absolute path, or \"-\" for standard output";
+        let text = self.string("path", value, help)?;
+        if text == "-" {
+            return Some(AuditTarget::Stdout);
+        }
+        self.absolute(value, text, help).map(AuditTarget::File)
+    }
+
+    fn metrics(&mut self, value: Option<&Value<'_>>) -> Option<SocketAddr> {
+        let (table, at) = self.section("metrics", value)?;
+        self.unknown_keys(
+            Section {
+                table,
+                what: "[metrics]",
+                at: &at,
+            },
+            &["listen"],
+        );
+        let value = table.get("listen")?;
+        let help = "write an address and a port, for example listen = \"127.0.0.1:9637\" or \"[::1]:9637\"";
+        let text = self.string("listen", value, help)?;
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Some(address),
+            Ok(_) => {
+                self.wrong(
+                    value.span(),
+                    "port 0 is not a fixed port".to_owned(),
+                    "",
+                    help,
+                );
+                None
+            }
+            Err(error) => {
+                self.wrong(
+                    value.span(),
+                    format!("`{text}` is not a socket address"),
+                    &error.to_string(),
+                    help,
+                );
+                None
+            }
+        }
+    }
+
+    fn control(&mut self, value: Option<&Value<'_>>) -> Option<PathBuf> {
+        let (table, at) = self.section("control", value)?;
+        self.unknown_keys(
+            Section {
+                table,
+                what: "[control]",
+                at: &at,
+            },
+            &["socket"],
+        );
+        let value = table.get("socket")?;
+        let help = "write an absolute path of at most 107 bytes, for example \"/run/musttls/control.sock\"";
+        let text = self.string("socket", value, help)?;
+        if text.len() > SOCKET_PATH_MAX {
+            let label = format!("{} bytes", text.len());
+            self.wrong(
+                value.span(),
+                "this path is too long for a Unix socket".to_owned(),
+                &label,
+                help,
+            );
+            return None;
+        }
+        self.absolute(value, text, help)
+    }
+
+    fn absolute(&mut self, value: &Value<'_>, text: &str, help: &str) -> Option<PathBuf> {
+        let path = Path::new(text);
+        if path.is_absolute() && path.file_name().is_some() && !text.contains('\0') {
+            return Some(path.to_owned());
+        }
+        self.wrong(
+            value.span(),
+            format!("`{text}` is not an absolute path of a file"),
+            "",
+            help,
+        );
+        None
+    }
+}

@@ -1,0 +1,255 @@
+//! The configuration: a TOML file becomes a valid [`Config`], or a report that points at each mistake.
+//!
+//! | file | content |
+//! |---|---|
+//! | `mod` | the valid configuration and its rules of look-up |
+//! | `file` | reading the file: size, encoding, permissions |
+//! | `decode` | TOML values to configuration, all mistakes collected |
+//! | `walk` | tables and keys, and the mistakes common to all |
+//! | `value` | single values: networks, dates, words |
+//! | `report` | mistakes as text that points at file, line and column |
+//!
+//! Invariant: reading a configuration has no effect on the system. Only this module names `toml` and
+//! `annotate-snippets`.
+
+mod decode;
+mod file;
+mod report;
+mod value;
+mod walk;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use musttls_common::verdict::Mode;
+
+/// Where the packaged configuration file lies.
+pub const DEFAULT_PATH: &str = "/etc/musttls/musttls.toml";
+/// Where audit records go unless the file says otherwise.
+pub const DEFAULT_AUDIT: &str = "/var/log/musttls/audit.jsonl";
+/// Where the control socket is unless the file says otherwise.
+pub const DEFAULT_CONTROL: &str = "/run/musttls/control.sock";
+/// Name of the settings that hold for every server without a `[[server]]` of its own.
+pub const DEFAULT_SERVER: &str = "default";
+/// Name in records of the rule that applies when no exception does.
+pub const REQUIRE_TLS: &str = "require-tls";
+
+/// Most networks in all exceptions together. Each is an entry of a kernel map (152 bytes and the
+/// trie's node), so this is about 20 MiB.
+pub const MAX_NETWORKS: usize = 100_000;
+/// Most user names in all exceptions together; each is an entry of a kernel map, 256 bytes.
+pub const MAX_USERS: usize = 10_000;
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The mode of servers that do not set their own.
+    pub mode: Mode,
+    /// Servers with settings of their own, in the order of the file.
+    pub servers: Vec<ServerConfig>,
+    /// Exceptions, in the order of the file. An ended one may be among them: see [`PastDates`].
+    pub exceptions: Vec<Exception>,
+    /// Where audit records go.
+    pub audit: AuditTarget,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
+    /// Path of the control socket.
+    pub control: PathBuf,
+}
+
+/// Settings of one server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Its name in exceptions, records and metrics.
+    pub name: String,
+    /// The TCP ports it listens on; empty for every port that no other server names.
+    pub ports: Vec<u16>,
+    /// Its mode, if it is not the global one.
+    pub mode: Option<Mode>,
+}
+
+/// A named, owned, dated permission for plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Its name in records and metrics.
+    pub name: String,
+    /// The networks it allows; never empty. IPv4-mapped networks are IPv4 here, and no network has
+    /// host bits.
+    pub source: Vec<IpNet>,
+    /// The users it allows; empty for any.
+    pub users: Vec<String>,
+    /// The server it is for; `None` for any.
+    pub server: Option<String>,
+    /// When it ends.
+    pub expires: Expiry,
+    /// Who answers for it.
+    pub owner: String,
+    /// Why it exists.
+    pub reason: String,
+}
+
+/// When an exception ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// The first instant at which it no longer holds.
+    At(Timestamp),
+    /// It does not end.
+    Never,
+}
+
+impl Expiry {
+    /// Whether an exception with this end holds at `now`.
+    #[must_use]
+    pub fn holds(self, now: Timestamp) -> bool {
+        match self {
+            Self::At(end) => now < end,
+            Self::Never => true,
+        }
+    }
+}
+
+/// Where audit records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuditTarget {
+    /// Standard output.
+    Stdout,
+    /// This file, appended to.
+    File(PathBuf),
+}
+
+/// What to do about an exception that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PastDates {
+    /// A person is at hand (`config check`, reload): a past date is an error.
+    Refuse,
+    /// The daemon starts, perhaps after a reboot at night: it warns and leaves the exception out,
+    /// because an exception that has ended must not keep the gate from starting.
+    Warn,
+}
+
+/// A configuration and what a person should look at in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Warnings, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// A configuration file that cannot be used. Its text is complete: what is wrong, where, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    text: String,
+}
+
+impl ConfigError {
+    /// The exit code of a process that ends because of it: `EX_CONFIG` of sysexits(3).
+    pub const EXIT_CODE: u8 = 78;
+
+    /// See [`Self::EXIT_CODE`].
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        Self::EXIT_CODE
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Observe,
+            servers: Vec::new(),
+            exceptions: Vec::new(),
+            audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
+            metrics: None,
+            control: PathBuf::from(DEFAULT_CONTROL),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`; exceptions are held against `now`.
+    pub fn load(path: &Path, now: Timestamp, past: PastDates) -> Result<Loaded, ConfigError> {
+        let (text, warning) = file::read(path)?;
+        let mut loaded = Self::parse(path, &text, now, past)?;
+        loaded.warnings.extend(warning);
+        Ok(loaded)
+    }
+
+    /// Checks `text`; `path` only stands in messages.
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        now: Timestamp,
+        past: PastDates,
+    ) -> Result<Loaded, ConfigError> {
+        let mut problems = report::Problems::default();
+        let decoded = decode::decode(text, now, past, &mut problems);
+        problems.finish(path, text)?;
+        let warnings = decoded
+            .warnings
+            .into_iter()
+            .map(|(at, warning)| report::locate(path, text, at, &warning))
+            .collect();
+        Ok(Loaded {
+            config: decoded.config,
+            warnings,
+        })
+    }
+
+    /// The entry in the table of servers for a listener on `port`: 0 for the default entry, `i + 1`
+    /// for `servers[i]`.
+    #[must_use]
+    pub fn server_index(&self, port: u16) -> u16 {
+        self.servers
+            .iter()
+            .position(|server| server.ports.contains(&port))
+            .or_else(|| {
+                self.servers
+                    .iter()
+                    .position(|server| server.ports.is_empty())
+            })
+            .and_then(|position| u16::try_from(position + 1).ok())
+            .unwrap_or(0)
+    }
+
+    /// Whether a `[[server]]` names `port`.
+    #[must_use]
+    pub fn names_port(&self, port: u16) -> bool {
+        self.servers
+            .iter()
+            .any(|server| server.ports.contains(&port))
+    }
+
+    /// The name of an entry in the table of servers.
+    #[must_use]
+    pub fn server_name(&self, index: u16) -> &str {
+        self.server(index)
+            .map_or(DEFAULT_SERVER, |server| &server.name)
+    }
+
+    /// The mode of an entry in the table of servers.
+    #[must_use]
+    pub fn mode_of(&self, index: u16) -> Mode {
+        self.server(index)
+            .and_then(|server| server.mode)
+            .unwrap_or(self.mode)
+    }
+
+    fn server(&self, index: u16) -> Option<&ServerConfig> {
+        self.servers.get(usize::from(index).checked_sub(1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,537 @@
+use super::*;
+use musttls_common::mysql::USER_MAX;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+const GOOD: &str = r#"
+mode = "enforce"
+[[server]]
+name  = "orders"
+ports = [3306]
+mode  = "observe"
+[[exception]]
+name    = "legacy-etl"
+source  = ["10.3.0.0/16", "2001:db8::/32", "::ffff:192.0.2.0/120"]
+user    = ["etl"]
+server  = "orders"
+expires = 2027-03-31
+owner   = "dba@example.com"
+reason  = "MySQL 5.6 client, migration DB-812"
+[audit]
+path = "-"
+[metrics]
+listen = "127.0.0.1:9637"
+[control]
+socket = "/run/musttls/other.sock"
+"#;
+
+fn now() -> Timestamp {
+    "2026-11-22T12:00:00Z".parse().unwrap()
+}
+
+fn parse(text: &str) -> Result<Loaded, String> {
+    Config::parse(
+        Path::new("/etc/musttls/musttls.toml"),
+        text,
+        now(),
+        PastDates::Refuse,
+    )
+    .map_err(|error| error.to_string())
+}
+
+/// The report of a file that is wrong.
+fn report(text: &str) -> String {
+    parse(text).expect_err("the file is wrong")
+}
+
+/// The report of an otherwise right exception with `line` in place of the one of the same key.
+fn exception_report(line: &str) -> String {
+    report(&exception_with(line))
+}
+
+fn exception_with(line: &str) -> String {
+    let key = line.split_once('=').map_or(line, |(key, _)| key).trim();
+    let mut text = "[[exception]]\n".to_owned();
+    for good in [
+        "name = \"a\"",
+        "source = [\"10.0.0.0/8\"]",
+        "expires = \"never\"",
+        "owner = \"o\"",
+        "reason = \"r\"",
+    ] {
+        if !good.starts_with(key) {
+            writeln!(text, "{good}").unwrap();
+        }
+    }
+    if line.contains('=') {
+        writeln!(text, "{line}").unwrap();
+    }
+    text
+}
+
+fn assert_says(report: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(report.contains(part), "`{part}` is not in:\n{report}");
+    }
+}
+
+#[test]
+fn the_contract_example_is_read() {
+    let config = parse(GOOD).unwrap().config;
+    assert_eq!(config.mode, Mode::Enforce);
+    assert_eq!(
+        config.servers,
+        [ServerConfig {
+            name: "orders".to_owned(),
+            ports: vec![3306],
+            mode: Some(Mode::Observe)
+        }]
+    );
+    let exception = config.exceptions.first().unwrap();
+    let source: Vec<String> = exception.source.iter().map(ToString::to_string).collect();
+    assert_eq!(source, ["10.3.0.0/16", "2001:db8::/32", "192.0.2.0/24"]);
+    assert_eq!(exception.users, ["etl"]);
+    assert_eq!(exception.server.as_deref(), Some("orders"));
+    assert_eq!(
+        exception.expires,
+        Expiry::At("2027-04-01T00:00:00Z".parse().unwrap())
+    );
+    assert_eq!(config.audit, AuditTarget::Stdout);
+    assert_eq!(config.metrics, "127.0.0.1:9637".parse().ok());
+    assert_eq!(config.control, Path::new("/run/musttls/other.sock"));
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    assert_eq!(
+        parse("").unwrap(),
+        Loaded {
+            config: Config::default(),
+            warnings: Vec::new()
+        }
+    );
+}
+
+#[test]
+fn the_packaged_file_is_the_defaults() {
+    let path = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../packaging/musttls.toml"
+    ));
+    let loaded = Config::load(path, now(), PastDates::Refuse).unwrap();
+    assert_eq!(loaded.config, Config::default());
+}
+
+#[test]
+fn the_example_in_the_packaged_file_is_valid() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/musttls.toml");
+    let text = fs::read_to_string(path).unwrap();
+    // Commented-out settings are `#key` without a space; prose is `# text`.
+    let settings: String = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let config = parse(&settings).unwrap().config;
+    assert_eq!((config.servers.len(), config.exceptions.len()), (1, 1));
+    assert_eq!(config.metrics, "127.0.0.1:9637".parse().ok());
+}
+
+#[test]
+fn every_key_is_documented() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+    let page = fs::read_to_string(page).unwrap();
+    for key in [
+        "mode",
+        "[[server]]",
+        "[[exception]]",
+        "name",
+        "ports",
+        "source",
+        "user",
+        "server",
+    ] {
+        assert!(page.contains(&format!("`{key}`")), "{key}");
+    }
+    for key in ["expires", "owner", "reason", "path", "listen", "socket"] {
+        assert!(page.contains(&format!("`{key}`")), "{key}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
+    assert_says(
+        &exception_report("expire = 2027-03-31"),
+        &[
+            "error: unknown key `expire`",
+            "/etc/musttls/musttls.toml:6:1",
+            "^^^^^^",
+            "did you mean `expires`?",
+            "no setting was changed",
+        ],
+    );
+    assert_says(
+        &report("zzz = 1"),
+        &["musttls.toml:1:1", "mode, server, exception, audit"],
+    );
+    assert_says(
+        &report("[audit]\nfile = \"/x\""),
+        &["unknown key `file`", ":2:1"],
+    );
+}
+
+#[test]
+fn all_mistakes_are_told_in_the_order_of_the_file() {
+    let report = report(
+        "mode = \"enforced\"\n[[server]]\nname = 1\nports = [0]\n[metrics]\nlisten = \"x\"\n",
+    );
+    let at = |part: &str| {
+        report
+            .find(part)
+            .unwrap_or_else(|| panic!("{part} in\n{report}"))
+    };
+    assert!(at(":1:8") < at(":3:8"));
+    assert!(at(":3:8") < at(":4:10"));
+    assert!(at(":4:10") < at(":6:10"));
+    assert_says(&report, &["4 errors"]);
+}
+
+#[test]
+fn wrong_types_and_modes_name_what_is_wanted() {
+    assert_says(
+        &report("mode = 1"),
+        &["`mode` must be a string", "this is an integer"],
+    );
+    assert_says(
+        &report("mode = \"audit\""),
+        &["no mode `audit`", "\"observe\"", "\"enforce\""],
+    );
+    assert_says(
+        &report("[server]\nname = \"a\""),
+        &["`server` must be an array", "[[server]]"],
+    );
+    assert_says(
+        &exception_report("source = \"10.0.0.0/8\""),
+        &["must be an array", "source = ["],
+    );
+    assert_says(
+        &exception_report("user = \"etl\""),
+        &["`user` must be an array", "user = ["],
+    );
+}
+
+#[test]
+fn names_are_required_unique_and_not_reserved() {
+    let two = "[[server]]\nname = \"a\"\nports = [1]\n[[server]]\nname = \"a\"\nports = [2]\n";
+    assert_says(&report(two), &["two sections are named `a`", ":5:8"]);
+    assert_says(
+        &report("[[server]]\nname = \"default\""),
+        &["`default` is taken"],
+    );
+    assert_says(
+        &exception_report("name = \"require-tls\""),
+        &["`require-tls` is taken"],
+    );
+    assert_says(
+        &exception_report("name"),
+        &["this exception has no `name`", ":1:1"],
+    );
+    let twice = exception_with("server = \"x\"")
+        .replace("server = \"x\"\n", "")
+        .repeat(2);
+    assert_says(&report(&twice), &["two sections are named `a`"]);
+}
+
+#[test]
+fn ports_belong_to_one_server() {
+    let two = "[[server]]\nname = \"a\"\nports = [1]\n[[server]]\nname = \"b\"\nports = [2, 1]\n";
+    assert_says(&report(two), &["port 1 is claimed by server `a`", ":6:13"]);
+    let open = "[[server]]\nname = \"a\"\n[[server]]\nname = \"b\"\n";
+    assert_says(
+        &report(open),
+        &["server `b` and server `a` both have no `ports`", ":3:1"],
+    );
+    for bad in ["0", "65536", "-1", "70000000000000000000000"] {
+        let text = format!("[[server]]\nname = \"a\"\nports = [{bad}]");
+        assert_says(&report(&text), &["is not a TCP port", ":3:10"]);
+    }
+}
+
+#[test]
+fn an_exception_names_a_server_of_the_file() {
+    let text = format!(
+        "[[server]]\nname = \"orders\"\n{}",
+        exception_with("server = \"order\"")
+    );
+    assert_says(
+        &report(&text),
+        &["there is no server `order`", "did you mean `orders`?"],
+    );
+}
+
+#[test]
+fn bad_networks_come_with_the_right_one() {
+    for (bad, parts) in [
+        (
+            "10.0.8.0/33",
+            ["prefix length must be 0..=32 for IPv4", "10.0.8.0/32"],
+        ),
+        (
+            "2001:db8::/129",
+            ["prefix length must be 0..=128 for IPv6", "2001:db8::/128"],
+        ),
+        (
+            "10.0.8.1/24",
+            ["bits set behind its prefix", "write it as \"10.0.8.0/24\""],
+        ),
+        (
+            "::ffff:10.0.8.1/120",
+            ["bits set behind its prefix", "::ffff:10.0.8.0/120"],
+        ),
+        (
+            "10.0.8.1",
+            [
+                "the prefix length is missing",
+                "write it as \"10.0.8.1/32\"",
+            ],
+        ),
+        ("db-1.example.com", ["is not a network", "10.3.0.0/16"]),
+    ] {
+        let report = exception_report(&format!("source = [\"10.0.0.0/8\", \"{bad}\"]"));
+        assert_says(&report, &parts);
+        assert_says(&report, &[":6:25"]);
+    }
+    assert_says(&exception_report("source = []"), &["`source` is empty"]);
+    assert_says(
+        &exception_report("source"),
+        &["exception `a` has no `source`"],
+    );
+}
+
+#[test]
+fn users_fit_the_kernel_table() {
+    let long = "u".repeat(USER_MAX + 1);
+    assert_says(
+        &exception_report(&format!("user = [\"{long}\"]")),
+        &["longer than 128 bytes", "129 bytes"],
+    );
+    assert!(
+        parse(&exception_with(&format!(
+            "user = [\"{}\"]",
+            "u".repeat(USER_MAX)
+        )))
+        .is_ok()
+    );
+    assert_says(
+        &exception_report("user = [\"\"]"),
+        &["cannot be a user name"],
+    );
+    assert_says(&exception_report("user = []"), &["`user` is empty"]);
+}
+
+#[test]
+fn owner_reason_and_end_are_required() {
+    for key in ["owner", "reason", "expires"] {
+        assert_says(
+            &exception_report(key),
+            &[&format!("exception `a` has no `{key}`")],
+        );
+    }
+    assert_says(&exception_report("reason = \" \""), &["`reason` is empty"]);
+    assert_says(&exception_report("owner = \"\""), &["`owner` is empty"]);
+}
+
+#[test]
+fn ends_are_dates_or_never() {
+    for (line, end) in [
+        ("expires = 2026-11-22", "2026-11-23T00:00:00Z"),
+        (
+            "expires = 2026-11-22T14:00:00+01:00",
+            "2026-11-22T13:00:00Z",
+        ),
+        ("expires = 2026-11-22 12:00:01Z", "2026-11-22T12:00:01Z"),
+    ] {
+        let config = parse(&exception_with(line)).unwrap().config;
+        assert_eq!(
+            config.exceptions[0].expires,
+            Expiry::At(end.parse().unwrap()),
+            "{line}"
+        );
+    }
+    assert_says(
+        &exception_report("expires = \"2027-03-31\""),
+        &["without quotes: expires = 2027-03-31"],
+    );
+    assert_says(
+        &exception_report("expires = \"soon\""),
+        &["must be a date or \"never\""],
+    );
+    assert_says(
+        &exception_report("expires = 12:00:00"),
+        &["time without a date"],
+    );
+    assert_says(
+        &exception_report("expires = 2027-03-31T12:00:00"),
+        &["no offset from UTC"],
+    );
+    assert_says(
+        &exception_report("expires = 9999-12-31"),
+        &["this date cannot be used"],
+    );
+}
+
+#[test]
+fn a_past_date_is_refused_by_a_check_and_a_warning_at_the_start() {
+    let text = exception_with("expires = 2026-11-21");
+    assert_says(
+        &report(&text),
+        &["exception `a` ended on 2026-11-22T00:00:00Z", ":6:11"],
+    );
+    let loaded = Config::parse(Path::new("f.toml"), &text, now(), PastDates::Warn).unwrap();
+    assert_eq!(
+        loaded.warnings,
+        ["f.toml:6:11: exception `a` ended on 2026-11-22T00:00:00Z; it is not applied"]
+    );
+    assert!(!loaded.config.exceptions[0].expires.holds(now()));
+}
+
+#[test]
+fn what_the_kernel_tables_hold_is_the_limit() {
+    let mut many = String::new();
+    for n in 0..=1024 {
+        many.push_str(&exception_with(&format!("name = \"n{n}\"")));
+    }
+    assert_says(&report(&many), &["more than 1024 exceptions", "1 error"]);
+    let mut many = String::new();
+    for n in 1..=64 {
+        write!(many, "[[server]]\nname = \"s{n}\"\nports = [{n}]\n").unwrap();
+    }
+    assert_says(&report(&many), &["more than 63 servers", "1 error"]);
+    let networks = "\"10.0.0.0/8\",".repeat(MAX_NETWORKS + 1);
+    assert_says(
+        &exception_report(&format!("source = [{networks}]")),
+        &["more than 100000 networks", "1 error", ":6:1300011"],
+    );
+    let users = "\"u\",\n".repeat(MAX_USERS + 1);
+    assert_says(
+        &exception_report(&format!("user = [{users}]")),
+        &["more than 10000 users"],
+    );
+}
+
+#[test]
+fn paths_and_addresses_are_checked() {
+    assert_says(
+        &report("[audit]\npath = \"audit.jsonl\""),
+        &["not an absolute path", ":2:8"],
+    );
+    assert_says(
+        &report("[metrics]\nlisten = \"9637\""),
+        &["not a socket address", "127.0.0.1:9637"],
+    );
+    assert_says(&report("[metrics]\nlisten = \"[::1]:0\""), &["port 0"]);
+    let long = format!("[control]\nsocket = \"/{}\"", "x".repeat(107));
+    assert_says(&report(&long), &["too long for a Unix socket", "108 bytes"]);
+}
+
+#[test]
+fn syntax_errors_are_pointed_at() {
+    let report = report("mode = \"enforce\nname = = 2\n");
+    assert_says(
+        &report,
+        &["musttls.toml:1:", "musttls.toml:2:", "must be TOML"],
+    );
+    assert_says(
+        &self::report("mode = \"observe\"\nmode = \"enforce\"\n"),
+        &["duplicate key", ":2:1"],
+    );
+}
+
+#[test]
+fn ten_megabytes_of_mistakes_give_a_short_answer_quickly() {
+    let mut text = String::new();
+    while text.len() < 10_000_000 {
+        text.push_str("[[exception]]\nnam = \"x\"\nsource = [\"10.0.0.1/8\"]\nexpires = 1\n");
+    }
+    let started = Instant::now();
+    let report = report(&text);
+    assert_says(&report, &["... and ", " more errors"]);
+    assert!(report.len() < 10_000, "{}", report.len());
+    // Debug build on a slow machine; a hang is minutes.
+    assert!(
+        started.elapsed() < Duration::from_mins(1),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[test]
+fn files_that_are_no_configuration_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("musttls.toml");
+    let load = |path: &Path| {
+        Config::load(path, now(), PastDates::Refuse).map_err(|error| error.to_string())
+    };
+    assert_says(
+        &load(&path).unwrap_err(),
+        &["cannot read", "No such file", "help: create it"],
+    );
+    assert_says(
+        &load(directory.path()).unwrap_err(),
+        &["it is a directory", "help: "],
+    );
+    assert_says(
+        &load(Path::new("/dev/null")).unwrap_err(),
+        &["not a regular file"],
+    );
+    fs::write(&path, b"mode = \"observe\"\n# \xff\n").unwrap();
+    assert_says(
+        &load(&path).unwrap_err(),
+        &["musttls.toml:2: byte 3", "UTF-8"],
+    );
+    fs::File::create(&path)
+        .unwrap()
+        .set_len(16 * 1024 * 1024 + 1)
+        .unwrap();
+    assert_says(&load(&path).unwrap_err(), &["larger than 16 MiB"]);
+    fs::write(&path, GOOD).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o646)).unwrap();
+    assert_says(
+        &load(&path).unwrap().warnings.concat(),
+        &["every user", "chmod o-w"],
+    );
+    assert_eq!(
+        ConfigError {
+            text: String::new()
+        }
+        .exit_code(),
+        78
+    );
+}
+
+#[test]
+fn servers_are_found_by_port() {
+    let config = parse(
+        "[[server]]\nname = \"rest\"\n[[server]]\nname = \"orders\"\nports = [3306, 3307]\nmode = \"enforce\"\n",
+    )
+    .unwrap()
+    .config;
+    assert_eq!(
+        (config.server_index(3307), config.server_name(2)),
+        (2, "orders")
+    );
+    assert_eq!((config.server_index(1), config.server_name(1)), (1, "rest"));
+    assert_eq!(
+        (config.mode_of(2), config.mode_of(1), config.mode_of(0)),
+        (Mode::Enforce, Mode::Observe, Mode::Observe)
+    );
+    assert_eq!(Config::default().server_index(3306), 0);
+    assert_eq!(
+        (config.server_name(0), config.server_name(3)),
+        ("default", "default")
+    );
+}

@@ -1,0 +1,68 @@
+//! One agent a host: the gate is attached to the root cgroup, and two would refuse each session twice.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+
+/// Where the lock is, whatever the configuration says: two agents with two configurations are two agents.
+pub const PATH: &str = "/run/musttls/agent.lock";
+
+/// Held as long as the agent runs; the kernel lets go of it when the process ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
+
+/// Takes the lock, or names the agent that has it.
+pub fn take(path: &Path) -> Result<Lock> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))?;
+    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(error).with_context(|| format!("lock {}", path.display()));
+        }
+        let mut holder = String::new();
+        file.read_to_string(&mut holder)
+            .with_context(|| format!("read {}", path.display()))?;
+        bail!(
+            "another musttls is running: process {}\n  help: stop it first, or ask it: musttls status",
+            holder.trim()
+        );
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .with_context(|| format!("empty {}", path.display()))?;
+    writeln!(file, "{}", std::process::id())
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(Lock(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_agent_is_told_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/agent.lock");
+        let first = take(&path).unwrap();
+        let error = take(&path).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
+        drop(first);
+        take(&path).unwrap();
+    }
+}

@@ -1,0 +1,668 @@
+//! The daemon: starts everything, and then waits for what happens.
+//!
+//! | event | what is done |
+//! |---|---|
+//! | a report of the refusal thread | record, metric; a new listener is named |
+//! | a record in the ring of sessions | record, metric |
+//! | a tick | servers are looked for; exceptions that have ended leave the tables; counters are read |
+//! | SIGHUP, `musttls reload` | the configuration is read again, and swapped or kept |
+//! | SIGUSR1 | the audit file is opened again |
+//! | SIGTERM, SIGINT | end |
+
+pub mod lock;
+mod recorder;
+
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{MapData, PerCpuArray};
+use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::audit::AuditLog;
+use crate::audit::record::Identity;
+use crate::audit::sink::AuditSink;
+use crate::cli::Exit;
+use crate::config::{AuditTarget, Config, ConfigError, PastDates};
+use crate::control::{self, Answer, Command, Pending};
+use crate::datapath::{Loaded, PolicyTables, Ring, UnixProbe, cgroup};
+use crate::metrics::{self, BuildInfo, Metrics};
+use crate::policy;
+use crate::refusal::{Engine, Report};
+use crate::servers::unix::Poller;
+use crate::servers::{self, Maps, Registry, ScanError, Tagger};
+use crate::status::{self, Status};
+use recorder::Recorder;
+
+/// How often servers are looked for that did not announce themselves by listening.
+const REFRESH: Duration = Duration::from_secs(2);
+/// How often counters are read, ended exceptions taken out, and Unix sessions polled for.
+const TICK: Duration = Duration::from_secs(1);
+/// Reports of the refusal thread that may wait: 1.5 KiB each at the most.
+const REPORTS: usize = 4096;
+/// Sessions that are recorded before other events get their turn.
+const BATCH: usize = 256;
+
+/// Runs the agent until a signal ends it.
+pub fn run(path: &Path) -> Result<Exit> {
+    let loaded = Config::load(path, Timestamp::now(), PastDates::Warn)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let _lock = lock::take(Path::new(lock::PATH))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")?;
+    runtime.block_on(async {
+        let mut daemon = Daemon::start(path, loaded.config).await?;
+        daemon.work().await
+    })
+}
+
+struct Daemon {
+    path: PathBuf,
+    config: Arc<Config>,
+    policy_version: u32,
+    /// Why the last reload was rejected.
+    rejected: Option<String>,
+    /// What the tables in force were compiled from: which exceptions held, and by which clock.
+    compiled: Compiled,
+    tables: PolicyTables,
+    counters: PerCpuArray<MapData, u64>,
+    sessions: AsyncFd<Ring>,
+    reports: mpsc::Receiver<Report>,
+    commands: mpsc::Receiver<Pending>,
+    registry: Arc<Registry>,
+    tagger: Tagger,
+    scan_errors: Vec<String>,
+    unix_probe: UnixProbe,
+    poller: Poller,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    started: Timestamp,
+    stop: Arc<AtomicBool>,
+    refusals: Option<std::thread::JoinHandle<std::io::Result<()>>>,
+    /// The root of cgroup v2, kept open as long as the gate is attached to it.
+    _gate: Gate,
+}
+
+/// What must live as long as the gate.
+struct Gate {
+    _programs: aya::Ebpf,
+    _root: cgroup::Root,
+}
+
+#[derive(PartialEq, Eq)]
+struct Compiled {
+    holding: Vec<bool>,
+    /// Seconds of Unix time at boot: changes when the clock is set.
+    boot: i64,
+}
+
+impl Compiled {
+    fn of(config: &Config, now: Timestamp) -> Self {
+        let boot = now.as_second() - i64::try_from(boottime().as_secs()).unwrap_or(0);
+        // Rounded, because the two clocks are not read at the same instant.
+        let holding = config
+            .exceptions
+            .iter()
+            .map(|exception| exception.expires.holds(now))
+            .collect();
+        Self {
+            holding,
+            boot: boot / 2,
+        }
+    }
+
+    fn differs(&self, other: &Self) -> bool {
+        self.holding != other.holding || (self.boot - other.boot).abs() > 1
+    }
+}
+
+/// `CLOCK_BOOTTIME`.
+fn boottime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
+}
+
+fn boottime_ns() -> u64 {
+    u64::try_from(boottime().as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Daemon {
+    async fn start(path: &Path, config: Config) -> Result<Self> {
+        let now = Timestamp::now();
+        // Everything that can fail without the gate comes first.
+        let sink = AuditSink::open(&config.audit)?;
+        let metrics = Arc::new(Metrics::new(BuildInfo {
+            version: env!("CARGO_PKG_VERSION"),
+            commit: option_env!("MUSTTLS_COMMIT").unwrap_or("unknown"),
+        }));
+        let metrics_listener = match config.metrics {
+            Some(address) => Some(bind_metrics(address)?),
+            None => None,
+        };
+        let control = control::bind(&config.control)?;
+
+        let policy_version = 1;
+        let mut loaded = Loaded::new()?;
+        let mut tables = loaded.policy()?;
+        tables.install(&policy::compile(
+            &config,
+            policy_version,
+            now,
+            boottime_ns(),
+        ))?;
+        let root = cgroup::open_root()?;
+        let datapath = loaded.attach(tables, root.fd.as_fd())?;
+
+        let registry = Arc::new(Registry::default());
+        let tagger = Tagger::new(Maps {
+            sockets: datapath.sockets,
+            unix_listeners: match datapath.unix_probe {
+                UnixProbe::Kernel => Some(datapath.unix_listeners),
+                UnixProbe::Polling(_) => None,
+            },
+            listeners: datapath.listeners,
+            ports: datapath.ports,
+        });
+        let (report, reports) = mpsc::channel(REPORTS);
+        let lost = Arc::new(AtomicU64::new(0));
+        let engine = Engine::new(
+            datapath.denials,
+            datapath.held,
+            registry.clone(),
+            report,
+            lost.clone(),
+        )
+        .context("start the refusal thread")?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let refusals = std::thread::Builder::new()
+            .name("refusals".to_owned())
+            .spawn(move || engine.run(&stopped))
+            .context("start the refusal thread")?;
+
+        let (command, commands) = mpsc::channel(16);
+        tokio::spawn(control::serve(control, command));
+        if let Some(listener) = metrics_listener {
+            let served = metrics.clone();
+            tokio::spawn(async move {
+                if let Err(error) = metrics::serve(listener, served).await {
+                    tracing::error!(%error, "metrics are no longer served");
+                }
+            });
+        }
+        let config = Arc::new(config);
+        let identity = identity(now);
+        let audit = AuditLog::new(identity, sink);
+        let mut daemon = Self {
+            path: path.to_owned(),
+            compiled: Compiled::of(&config, now),
+            policy_version,
+            rejected: None,
+            tables: datapath.policy,
+            counters: datapath.counters,
+            sessions: datapath
+                .sessions
+                .into_async()
+                .context("wait for the ring of sessions")?,
+            reports,
+            commands,
+            recorder: Recorder::new(
+                path.display().to_string(),
+                registry.clone(),
+                audit,
+                metrics.clone(),
+                lost,
+            ),
+            registry,
+            tagger,
+            scan_errors: Vec::new(),
+            unix_probe: datapath.unix_probe,
+            poller: Poller::default(),
+            metrics,
+            started: now,
+            stop,
+            refusals: Some(refusals),
+            config,
+            _gate: Gate {
+                _programs: datapath.gate,
+                _root: root,
+            },
+        };
+        daemon
+            .recorder
+            .policy(policy_version, daemon.config.clone());
+        daemon
+            .metrics
+            .set_policy(&daemon.config, policy_version, now);
+        daemon.refresh();
+        daemon.tick();
+        let uncovered = daemon.status().coverage;
+        tracing::info!(
+            policy = %path.display(),
+            mode = daemon.config.mode.as_str(),
+            listeners = uncovered.listeners,
+            covered = uncovered.covered,
+            unix = uncovered.unix_sessions,
+            "the gate is on"
+        );
+        notify(&[sd_notify::NotifyState::Ready]);
+        Ok(daemon)
+    }
+
+    async fn work(&mut self) -> Result<Exit> {
+        let mut hangup = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
+        let mut reopen = signal(SignalKind::user_defined1()).context("wait for SIGUSR1")?;
+        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+        let mut refresh = tokio::time::interval(REFRESH);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                Some(report) = self.reports.recv() => self.report(report),
+                ready = self.sessions.readable_mut() => {
+                    let mut ready = ready.context("wait for the ring of sessions")?;
+                    let mut read = 0;
+                    while read < BATCH {
+                        let Some(record) = ready.get_inner_mut().next_record() else {
+                            ready.clear_ready();
+                            break;
+                        };
+                        read += 1;
+                        match record {
+                            Ok(record) => self.recorder.session(&record),
+                            Err(error) => self.recorder.unreadable(&error),
+                        }
+                    }
+                }
+                Some((command, reply)) = self.commands.recv() => {
+                    let answer = self.command(command);
+                    if reply.send(answer).is_err() {
+                        tracing::debug!("the control peer is gone");
+                    }
+                }
+                _ = hangup.recv() => {
+                    notify(&[sd_notify::NotifyState::Reloading]);
+                    // What it says is in the journal already.
+                    let _answer = self.reload();
+                    notify(&[sd_notify::NotifyState::Ready]);
+                }
+                _ = reopen.recv() => self.recorder.reopen(),
+                _ = refresh.tick() => self.refresh(),
+                _ = tick.tick() => self.tick(),
+            }
+            if self
+                .refusals
+                .as_ref()
+                .is_some_and(std::thread::JoinHandle::is_finished)
+            {
+                self.end();
+                anyhow::bail!("the refusal thread ended: denied clients would not be told");
+            }
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        self.end();
+        tracing::info!("the gate is off");
+        Ok(Exit::Ok)
+    }
+
+    /// Takes what is still in flight, and ends.
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(refusals) = self.refusals.take() {
+            match refusals.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "the refusal thread failed"),
+                Err(_panic) => tracing::error!("the refusal thread panicked"),
+            }
+        }
+        while let Ok(report) = self.reports.try_recv() {
+            self.report(report);
+        }
+        while let Some(record) = self.sessions.get_mut().next_record() {
+            match record {
+                Ok(record) => self.recorder.session(&record),
+                Err(error) => self.recorder.unreadable(&error),
+            }
+        }
+        self.tick();
+        if let Err(error) = std::fs::remove_file(&self.config.control) {
+            tracing::debug!(%error, "remove the control socket");
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Refused(refused) => self.recorder.refused(&refused),
+            Report::Unreadable(error) => self.recorder.unreadable(&error),
+            Report::Listen(event) => {
+                // One look for all that have begun to listen meanwhile.
+                let mut cookies = vec![event.cookie];
+                let mut others = Vec::new();
+                while let Ok(next) = self.reports.try_recv() {
+                    match next {
+                        Report::Listen(event) => cookies.push(event.cookie),
+                        other => others.push(other),
+                    }
+                }
+                self.refresh();
+                let known: Vec<u64> = self
+                    .registry
+                    .servers()
+                    .iter()
+                    .flat_map(|server| &server.listeners)
+                    .filter_map(|listener| listener.cookie)
+                    .collect();
+                for cookie in cookies.into_iter().filter(|cookie| !known.contains(cookie)) {
+                    if let Err(error) = self.tagger.is_no_server(cookie) {
+                        tracing::warn!("a new listener stays pending: {error:#}");
+                    }
+                }
+                for other in others {
+                    self.report(other);
+                }
+            }
+        }
+    }
+
+    /// Looks for servers and tags their listeners.
+    fn refresh(&mut self) {
+        let (mut found, errors) = match servers::find() {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "the processes of this host cannot be listed");
+                self.scan_errors = vec![error.to_string()];
+                return;
+            }
+        };
+        self.tagger.tag(&mut found, &self.config);
+        let errors: Vec<String> = errors.iter().map(ScanError::to_string).collect();
+        if errors != self.scan_errors {
+            for error in &errors {
+                tracing::error!("{error}");
+            }
+            self.scan_errors = errors;
+        }
+        if self.registry.replace(found) {
+            for server in self.registry.servers() {
+                for listener in &server.listeners {
+                    tracing::info!(
+                        pid = server.pid,
+                        program = server.program,
+                        address = %listener.address,
+                        protocol = listener.other.unwrap_or("classic"),
+                        covered = listener.is_classic() && listener.uncovered.is_none(),
+                        "server"
+                    );
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Timestamp::now();
+        if Compiled::of(&self.config, now).differs(&self.compiled) {
+            self.install(now);
+        }
+        if matches!(self.unix_probe, UnixProbe::Polling(_)) {
+            for session in self.poller.look(&self.registry.servers()) {
+                self.recorder.unix(&session);
+            }
+        }
+        let totals = self.totals();
+        self.metrics.set_kernel_counters(&self.config, &totals);
+        let coverage = self.status().coverage;
+        self.metrics
+            .set_coverage(coverage.listeners, coverage.covered);
+        self.recorder.settle(&totals);
+    }
+
+    /// Compiles the policy anew, for an exception that has ended or a clock that was set.
+    fn install(&mut self, now: Timestamp) {
+        let version = self.policy_version + 1;
+        match self
+            .tables
+            .install(&policy::compile(&self.config, version, now, boottime_ns()))
+        {
+            Ok(()) => {
+                self.policy_version = version;
+                self.compiled = Compiled::of(&self.config, now);
+                self.recorder.policy(version, self.config.clone());
+                self.metrics.set_policy(&self.config, version, now);
+            }
+            Err(error) => tracing::error!("the policy tables stay as they are: {error:#}"),
+        }
+    }
+
+    fn command(&mut self, command: Command) -> Answer {
+        match command {
+            Command::Status => Answer::Status(Box::new(self.status())),
+            Command::Reload => self.reload(),
+        }
+    }
+
+    /// Reads the configuration again, and swaps it in one step or keeps the old.
+    fn reload(&mut self) -> Answer {
+        let now = Timestamp::now();
+        match self.try_reload(now) {
+            Ok(warnings) => {
+                self.rejected = None;
+                tracing::info!(
+                    version = self.policy_version,
+                    mode = self.config.mode.as_str(),
+                    "policy reloaded"
+                );
+                Answer::Reloaded {
+                    policy_version: self.policy_version,
+                    warnings,
+                }
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!("the old policy stays in force: {error}");
+                self.metrics.reload_failed();
+                self.rejected = Some(error.clone());
+                Answer::Rejected { error }
+            }
+        }
+    }
+
+    fn try_reload(&mut self, now: Timestamp) -> Result<Vec<String>> {
+        let loaded = Config::load(&self.path, now, PastDates::Refuse)?;
+        let mut warnings = loaded.warnings;
+        let mut config = loaded.config;
+        for (same, key) in [
+            (config.audit == self.config.audit, "[audit] path"),
+            (config.metrics == self.config.metrics, "[metrics] listen"),
+            (config.control == self.config.control, "[control] socket"),
+        ] {
+            if !same {
+                warnings.push(format!("{key} changes with the next start only"));
+            }
+        }
+        config.audit = self.config.audit.clone();
+        config.metrics = self.config.metrics;
+        config.control = self.config.control.clone();
+        let version = self.policy_version + 1;
+        self.tables
+            .install(&policy::compile(&config, version, now, boottime_ns()))?;
+        self.policy_version = version;
+        self.compiled = Compiled::of(&config, now);
+        self.config = Arc::new(config);
+        self.recorder.policy(version, self.config.clone());
+        self.metrics.set_policy(&self.config, version, now);
+        // Servers may have settings of their own now.
+        self.refresh();
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(warnings)
+    }
+
+    /// The kernel's counters, summed over the CPUs.
+    fn totals(&self) -> Vec<u64> {
+        self.counters
+            .iter()
+            .map(|values| values.map_or(0, |values| values.iter().sum()))
+            .collect()
+    }
+
+    fn status(&self) -> Status {
+        let servers: Vec<status::Server> = self
+            .registry
+            .servers()
+            .iter()
+            .map(|server| self.server_status(server))
+            .collect();
+        let classic = || {
+            servers
+                .iter()
+                .flat_map(|server| &server.listeners)
+                .filter(|listener| listener.protocol == "classic")
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ms: self.started.as_millisecond(),
+            policy: status::Policy {
+                name: self.path.display().to_string(),
+                version: self.policy_version,
+                mode: self.config.mode.as_str().to_owned(),
+                exceptions: self.compiled.holding.iter().filter(|holds| **holds).count(),
+                rejected: self.rejected.clone(),
+            },
+            coverage: status::Coverage {
+                listeners: classic().count(),
+                covered: classic().filter(|listener| listener.covered).count(),
+                unix_sessions: match &self.unix_probe {
+                    UnixProbe::Kernel => "kernel".to_owned(),
+                    UnixProbe::Polling(why) => format!("polling ({why})"),
+                },
+                errors: self.scan_errors.clone(),
+            },
+            servers,
+            ..self.recorder.status(&self.config, &self.totals())
+        }
+    }
+
+    fn server_status(&self, server: &servers::Server) -> status::Server {
+        let listener = |listener: &servers::Listener| {
+            let index = self.config.server_index(listener.address.port());
+            status::Listener {
+                address: listener.address.to_string(),
+                protocol: listener.other.unwrap_or("classic").to_owned(),
+                settings: self.config.server_name(index).to_owned(),
+                mode: self.config.mode_of(index).as_str().to_owned(),
+                covered: listener.is_classic() && listener.uncovered.is_none(),
+                reason: match listener.other {
+                    Some(_) => Some("not judged: another protocol".to_owned()),
+                    None => listener.uncovered.clone(),
+                },
+            }
+        };
+        status::Server {
+            pid: server.pid,
+            program: server.program.clone(),
+            cgroup: server.cgroup.clone(),
+            container: server.container.clone(),
+            listeners: server.listeners.iter().map(listener).collect(),
+            unix: server
+                .unix
+                .iter()
+                .map(|listener| listener.path.display().to_string())
+                .collect(),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn bind_metrics(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener> {
+    let listener = StdTcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .and_then(tokio::net::TcpListener::from_std)
+        .with_context(|| {
+            format!("bind the metrics address {address}\n  help: set [metrics] listen to an address that is free")
+        })?;
+    Ok(listener)
+}
+
+/// Names this run in audit records: host, boot and start.
+fn identity(now: Timestamp) -> Identity {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let hostname = read("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".to_owned());
+    let boot = read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = boot.split('-').next().unwrap_or_default().to_owned();
+    Identity {
+        run: format!("{hostname}/{boot}-{:x}", now.as_millisecond()),
+        hostname,
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// The words for the target of audit records.
+fn target(target: &AuditTarget) -> String {
+    match target {
+        AuditTarget::Stdout => "standard output".to_owned(),
+        AuditTarget::File(path) => path.display().to_string(),
+    }
+}
+
+/// The exit code for an error of [`run`].
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> Exit {
+    if error.is::<ConfigError>() {
+        return Exit::Config;
+    }
+    let refused = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    if error.chain().any(refused) {
+        Exit::NotPermitted
+    } else {
+        Exit::Finding
+    }
+}
+
+/// How long ago something was, for a record that is made later.
+fn wall_clock_ms(ktime_ns: u64) -> i64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now_ns = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0);
+    let age_ms = i64::try_from(now_ns.saturating_sub(ktime_ns) / 1_000_000).unwrap_or(0);
+    Timestamp::now().as_millisecond() - age_ms
+}
+
+/// The present instant, named here so that what uses it can be given another.
+fn now() -> Instant {
+    Instant::now()
+}

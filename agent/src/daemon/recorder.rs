@@ -1,0 +1,385 @@
+//! Turns what happened into audit records, metrics and counts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use musttls_common::counter::{self, Global};
+use musttls_common::event::{Event, Kind};
+use musttls_common::policy::NO_RULE;
+use musttls_common::verdict::{Hold, Mode, Reason};
+
+use super::{now, target, wall_clock_ms};
+use crate::audit::AuditLog;
+use crate::audit::record::{Endpoints, Loss, Outcome, Refusal, Session, Transport, UnixPeer};
+use crate::config::Config;
+use crate::datapath::{Extra, Record};
+use crate::login::{LoginDetails, printable};
+use crate::metrics::Metrics;
+use crate::refusal::Refused;
+use crate::servers::unix::{UnixSession, program};
+use crate::servers::{Registry, Server};
+use crate::status::{self, Status};
+
+/// How many former policies are kept to name the rules of sessions that they judged.
+const FORMER_POLICIES: usize = 16;
+
+pub(super) struct Recorder {
+    policy_name: String,
+    /// The policies that may have judged what is recorded, the newest last.
+    policies: VecDeque<(u32, Arc<Config>)>,
+    registry: Arc<Registry>,
+    audit: AuditLog,
+    metrics: Arc<Metrics>,
+    /// Reports that the refusal thread could not hand over.
+    lost_reports: Arc<AtomicU64>,
+    refusals: BTreeMap<&'static str, u64>,
+    unreadable: u64,
+    /// How many losses have been told, by reason.
+    told: BTreeMap<&'static str, u64>,
+}
+
+impl Recorder {
+    pub(super) fn new(
+        policy_name: String,
+        registry: Arc<Registry>,
+        audit: AuditLog,
+        metrics: Arc<Metrics>,
+        lost_reports: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            policy_name,
+            policies: VecDeque::new(),
+            registry,
+            audit,
+            metrics,
+            lost_reports,
+            refusals: BTreeMap::new(),
+            unreadable: 0,
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// A policy comes into force.
+    pub(super) fn policy(&mut self, version: u32, config: Arc<Config>) {
+        self.policies.push_back((version, config));
+        if self.policies.len() > FORMER_POLICIES {
+            self.policies.pop_front();
+        }
+    }
+
+    fn config(&self, version: u32) -> Option<Arc<Config>> {
+        // A session that is secure was not judged by a policy.
+        let judged = self.policies.iter().find(|(known, _)| *known == version);
+        judged
+            .or(self.policies.back())
+            .map(|(_, config)| config.clone())
+    }
+
+    /// Records a session that the gate reports.
+    pub(super) fn session(&mut self, record: &Record) {
+        if let Extra::Unix(peer) = &record.extra {
+            let Some((server, path)) = self.registry.unix_owner(record.event.cookie) else {
+                return;
+            };
+            let comm = peer
+                .comm
+                .split(|&byte| byte == 0)
+                .next()
+                .unwrap_or_default();
+            let pid = i32::try_from(peer.pid).unwrap_or(0);
+            let session = UnixSession {
+                server_pid: server.pid,
+                path: Some(path),
+                pid,
+                uid: peer.uid,
+                program: program(pid).or_else(|| Some(printable(comm).0)),
+            };
+            return self.unix_of(&server, &session, wall_clock_ms(record.event.ktime_ns));
+        }
+        let outcome = match Kind::from_u8(record.event.kind) {
+            Some(Kind::Secure) => Outcome::Allowed,
+            Some(Kind::Excepted) => Outcome::Excepted,
+            Some(Kind::Observed) => Outcome::Observed,
+            Some(Kind::TlsFailed) => Outcome::TlsFailed,
+            Some(Kind::Denied | Kind::Listen | Kind::Unix | Kind::Released) | None => return,
+        };
+        self.tcp(record, outcome, None, None);
+    }
+
+    /// Records a refusal.
+    pub(super) fn refused(&mut self, refused: &Refused) {
+        let micros =
+            |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let refusal = Refusal {
+            outcome: refused.outcome.as_str(),
+            err_after_us: refused.told_after.map(micros),
+            released_after_us: refused.released_after.map(micros),
+        };
+        self.metrics
+            .refusal(refused.outcome.as_str(), refused.told_after);
+        *self.refusals.entry(refused.outcome.as_str()).or_default() += 1;
+        self.tcp(&refused.record, Outcome::Denied, Some(refusal), refused.pid);
+    }
+
+    fn tcp(
+        &mut self,
+        record: &Record,
+        outcome: Outcome,
+        refusal: Option<Refusal<'_>>,
+        pid: Option<i32>,
+    ) {
+        let event = &record.event;
+        let Some(config) = self.config(event.policy_version) else {
+            return;
+        };
+        let (user, details) = match &record.extra {
+            Extra::Login { caps, user, tail } => (
+                Some(printable(user).0),
+                Some(LoginDetails::parse(*caps, tail)),
+            ),
+            Extra::None | Extra::Unix(_) => (None, None),
+        };
+        let server = self.registry.owner(event.listener_cookie);
+        let rule = config
+            .exceptions
+            .get(usize::from(event.rule))
+            .filter(|_| event.rule != NO_RULE);
+        let endpoints = endpoints(event);
+        let transport = match outcome {
+            Outcome::Allowed | Outcome::TlsFailed => Transport::Tls {
+                endpoints,
+                version: event.tls_version,
+                cipher: event.tls_cipher,
+            },
+            Outcome::Excepted | Outcome::Observed | Outcome::Denied => {
+                Transport::Plaintext { endpoints }
+            }
+        };
+        let version = match event.policy_version {
+            0 => self.policies.back().map_or(0, |(version, _)| *version),
+            judged => judged,
+        };
+        let session = Session {
+            time_ms: wall_clock_ms(event.ktime_ns),
+            transport,
+            outcome,
+            reason: Reason::from_u8(event.reason),
+            mode: Mode::from_u8(event.mode),
+            server: config.server_name(event.endpoints.server),
+            server_program: server.as_ref().map(|server| server.program.as_str()),
+            server_pid: pid
+                .or(server.as_ref().map(|server| server.pid))
+                .and_then(|pid| u32::try_from(pid).ok()),
+            cgroup: server.as_ref().map(|server| server.cgroup.as_str()),
+            container: server
+                .as_ref()
+                .and_then(|server| server.container.as_deref()),
+            policy_name: &self.policy_name,
+            policy_version: version,
+            rule: rule.map(|rule| rule.name.as_str()),
+            user: user.as_deref(),
+            details: details.as_ref(),
+            refusal,
+        };
+        Self::write(&mut self.audit, &self.metrics, &session);
+    }
+
+    /// Records a session over a Unix socket that was found by polling.
+    pub(super) fn unix(&mut self, session: &UnixSession) {
+        let servers = self.registry.servers();
+        let Some(server) = servers
+            .iter()
+            .find(|server| server.pid == session.server_pid)
+        else {
+            return;
+        };
+        self.unix_of(server, session, jiff::Timestamp::now().as_millisecond());
+    }
+
+    fn unix_of(&mut self, server: &Server, session: &UnixSession, time_ms: i64) {
+        let Some((version, config)) = self.policies.back().cloned() else {
+            return;
+        };
+        let index = server
+            .listeners
+            .first()
+            .map_or(0, |tcp| config.server_index(tcp.address.port()));
+        let path = session.path.as_ref().map(|path| path.display().to_string());
+        let record = Session {
+            time_ms,
+            transport: Transport::Unix {
+                path: path.as_deref(),
+                peer: Some(UnixPeer {
+                    pid: u32::try_from(session.pid).unwrap_or(0),
+                    uid: session.uid,
+                    program: session.program.as_deref(),
+                }),
+            },
+            outcome: Outcome::Allowed,
+            reason: None,
+            mode: config.mode_of(index),
+            server: config.server_name(index),
+            server_program: Some(&server.program),
+            server_pid: u32::try_from(server.pid).ok(),
+            cgroup: Some(&server.cgroup),
+            container: server.container.as_deref(),
+            policy_name: &self.policy_name,
+            policy_version: version,
+            rule: None,
+            user: None,
+            details: None,
+            refusal: None,
+        };
+        Self::write(&mut self.audit, &self.metrics, &record);
+    }
+
+    fn write(audit: &mut AuditLog, metrics: &Metrics, session: &Session<'_>) {
+        metrics.session(session);
+        if let Err(error) = audit.session(session, now()) {
+            // Counted and reported by the sink.
+            tracing::trace!(error = error.as_str(), "audit record lost");
+        }
+    }
+
+    /// A record of the gate could not be read.
+    pub(super) fn unreadable(&mut self, error: &std::io::Error) {
+        self.unreadable += 1;
+        self.metrics.event_unreadable();
+        tracing::error!(%error, "a record of the gate cannot be read");
+    }
+
+    /// Opens the audit file again.
+    pub(super) fn reopen(&mut self) {
+        match self.audit.reopen() {
+            Ok(()) => tracing::info!("the audit file is opened again"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    /// Records what was lost since the last time, and brings the audit log up to date.
+    pub(super) fn settle(&mut self, totals: &[u64]) {
+        let time_ms = jiff::Timestamp::now().as_millisecond();
+        for (reason, total) in self.losses(totals) {
+            let told = self.told.entry(reason).or_default();
+            let lost = total.saturating_sub(*told);
+            if lost == 0 {
+                continue;
+            }
+            tracing::error!(lost, reason, "records are lost");
+            if self
+                .audit
+                .loss(
+                    &Loss {
+                        time_ms,
+                        lost,
+                        reason,
+                    },
+                    now(),
+                )
+                .is_ok()
+            {
+                *told = total;
+            }
+        }
+        if let Err(error) = self.audit.settle(time_ms, now()) {
+            tracing::trace!(error = error.as_str(), "audit log");
+        }
+        self.metrics
+            .set_audit(self.audit.sink_name(), self.audit.stats());
+    }
+
+    fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 4] {
+        let total = |global: Global| at(totals, global as u32);
+        [
+            ("denials_ring_full", total(Global::LostDenials)),
+            ("sessions_ring_full", total(Global::LostSessions)),
+            ("reports_full", self.lost_reports.load(Ordering::Relaxed)),
+            ("parse", self.unreadable),
+        ]
+    }
+
+    /// The part of the status that is known here; the rest is empty.
+    pub(super) fn status(&self, config: &Config, totals: &[u64]) -> Status {
+        let count = u16::try_from(config.servers.len()).unwrap_or(u16::MAX);
+        let sessions = (0..=count).map(|server| {
+            let outcomes = counter::Outcome::ALL.into_iter().map(|outcome| {
+                (
+                    outcome.as_str().to_owned(),
+                    at(totals, counter::outcome(server, outcome)),
+                )
+            });
+            (config.server_name(server).to_owned(), outcomes.collect())
+        });
+        let mut lost: BTreeMap<String, u64> = self
+            .losses(totals)
+            .into_iter()
+            .map(|(reason, n)| (reason.to_owned(), n))
+            .collect();
+        lost.insert(
+            "held_map_full".to_owned(),
+            at(totals, Global::HeldFull as u32),
+        );
+        lost.insert(
+            "listener_unrecorded".to_owned(),
+            at(totals, Global::ListenerFull as u32),
+        );
+        Status {
+            version: String::new(),
+            pid: 0,
+            started_ms: 0,
+            policy: status::Policy {
+                name: String::new(),
+                version: 0,
+                mode: String::new(),
+                exceptions: 0,
+                rejected: None,
+            },
+            coverage: status::Coverage {
+                listeners: 0,
+                covered: 0,
+                unix_sessions: String::new(),
+                errors: Vec::new(),
+            },
+            servers: Vec::new(),
+            sessions: sessions.collect(),
+            refusals: self
+                .refusals
+                .iter()
+                .map(|(name, n)| ((*name).to_owned(), *n))
+                .collect(),
+            held_segments: Hold::ALL
+                .into_iter()
+                .map(|hold| (hold.as_str().to_owned(), at(totals, counter::hold(hold))))
+                .collect(),
+            lost_events: lost,
+            audit: status::Audit {
+                target: target(&config.audit),
+                written: self.audit.stats().written,
+                lost: self.audit.stats().lost,
+                sequence: self.audit.sequence(),
+            },
+        }
+    }
+}
+
+fn at(totals: &[u64], index: u32) -> u64 {
+    usize::try_from(index)
+        .ok()
+        .and_then(|index| totals.get(index))
+        .copied()
+        .unwrap_or(0)
+}
+
+fn endpoints(event: &Event) -> Endpoints {
+    let address = |octets: [u8; 16], port: u16| -> SocketAddr {
+        let ip: IpAddr = Ipv6Addr::from(octets).to_canonical();
+        SocketAddr::new(ip, port)
+    };
+    let ends = &event.endpoints;
+    Endpoints {
+        client: address(ends.client_addr, ends.client_port),
+        server: address(ends.server_addr, ends.server_port),
+    }
+}

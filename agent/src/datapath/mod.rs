@@ -1,0 +1,290 @@
+//! The gate as the agent sees it: load, attach, fill tables, read rings and counters. The only user of aya.
+
+pub mod cgroup;
+mod tables;
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf, SkStorage};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, SockOps};
+use aya::{Btf, Ebpf, EbpfLoader};
+use musttls_common::event::{Event, LOGIN_HEAD_LEN, UnixPeer};
+use musttls_common::mysql::USER_MAX;
+use musttls_common::session::{Listener, SocketRecord};
+use tokio::io::unix::AsyncFd;
+
+pub use tables::PolicyTables;
+
+/// The gate's object, built from `ebpf/` by the build script.
+static GATE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/musttls-ebpf"));
+
+/// The kernel function that `on_unix_connect` hooks. Its arguments are the same since Linux 3.x:
+/// `(sock, other, newsk)`.
+pub const UNIX_CONNECT: &str = "security_unix_stream_connect";
+
+/// Whether Unix sessions are reported by the kernel, or why not.
+#[derive(Clone, Debug)]
+pub enum UnixProbe {
+    /// As they happen.
+    Kernel,
+    /// Not by the kernel, for this reason: they are found by polling.
+    Polling(String),
+}
+
+/// The gate, attached.
+pub struct Datapath {
+    /// The programs and their links: dropping it takes the gate off.
+    pub gate: Ebpf,
+    /// Records of listeners.
+    pub sockets: SkStorage<MapData, SocketRecord>,
+    /// Listening Unix sockets of servers.
+    pub unix_listeners: SkStorage<MapData, u64>,
+    /// What is known of new listeners, by cookie.
+    pub listeners: HashMap<MapData, u64, Listener>,
+    /// Ports of servers whose sockets may not be touched.
+    pub ports: HashMap<MapData, u32, Listener>,
+    /// Denied sessions that wait for their refusal.
+    pub held: HashMap<MapData, u64, Event>,
+    /// Counters, by `musttls_common::counter`.
+    pub counters: PerCpuArray<MapData, u64>,
+    /// Policy tables.
+    pub policy: PolicyTables,
+    /// Denied sessions and new listeners.
+    pub denials: Ring,
+    /// All other sessions.
+    pub sessions: Ring,
+    /// Whether Unix sessions are reported by the kernel.
+    pub unix_probe: UnixProbe,
+}
+
+/// The programs and maps, not attached yet, so that a policy can be put in place first.
+pub struct Loaded {
+    gate: Ebpf,
+}
+
+impl Loaded {
+    /// Loads the programs. This is where a kernel that lacks something says so.
+    pub fn new() -> Result<Self> {
+        lift_memlock_limit();
+        let mut gate = EbpfLoader::new()
+            .load(GATE)
+            .context("load the gate's maps (bpf(2))")?;
+        for name in ["on_ingress", "on_egress"] {
+            let program: &mut CgroupSkb = program(&mut gate, name)?;
+            program
+                .load()
+                .with_context(|| format!("load the gate's program {name}"))?;
+        }
+        let program: &mut SockOps = program(&mut gate, "on_sock_ops")?;
+        program
+            .load()
+            .context("load the gate's program on_sock_ops")?;
+        Ok(Self { gate })
+    }
+
+    /// The policy tables, to be filled before [`Self::attach`].
+    pub fn policy(&mut self) -> Result<PolicyTables> {
+        PolicyTables::new(&mut self.gate)
+    }
+
+    /// Tries whether the kernel can report connections to Unix sockets.
+    pub fn unix_probe(mut self) -> UnixProbe {
+        attached(attach_unix_probe(&mut self.gate))
+    }
+
+    /// Attaches the programs to the root of the cgroup v2 hierarchy.
+    pub fn attach(mut self, policy: PolicyTables, root: BorrowedFd<'_>) -> Result<Datapath> {
+        let gate = &mut self.gate;
+        let single = CgroupAttachMode::Single;
+        // Egress before ingress: a session whose greeting was not seen is held.
+        let sock_ops: &mut SockOps = program(gate, "on_sock_ops")?;
+        sock_ops
+            .attach(root, single)
+            .context("attach on_sock_ops to the root cgroup")?;
+        let egress: &mut CgroupSkb = program(gate, "on_egress")?;
+        egress
+            .attach(root, CgroupSkbAttachType::Egress, single)
+            .context("attach on_egress to the root cgroup")?;
+        let ingress: &mut CgroupSkb = program(gate, "on_ingress")?;
+        ingress
+            .attach(root, CgroupSkbAttachType::Ingress, single)
+            .context("attach on_ingress to the root cgroup")?;
+
+        let unix_probe = attached(attach_unix_probe(gate));
+        Ok(Datapath {
+            sockets: take(gate, "SOCKETS")?,
+            unix_listeners: take(gate, "UNIX_LISTENERS")?,
+            listeners: take(gate, "LISTENERS")?,
+            ports: take(gate, "PORTS")?,
+            held: take(gate, "HELD")?,
+            counters: take(gate, "COUNTERS")?,
+            denials: Ring(take(gate, "DENIALS")?),
+            sessions: Ring(take(gate, "SESSIONS")?),
+            policy,
+            unix_probe,
+            gate: self.gate,
+        })
+    }
+}
+
+fn attached(result: Result<()>) -> UnixProbe {
+    match result {
+        Ok(()) => UnixProbe::Kernel,
+        Err(error) => UnixProbe::Polling(format!("{error:#}")),
+    }
+}
+
+fn attach_unix_probe(gate: &mut Ebpf) -> Result<()> {
+    let btf = Btf::from_sys_fs().context("read /sys/kernel/btf/vmlinux")?;
+    let program: &mut FEntry = program(gate, "on_unix_connect")?;
+    program.load(UNIX_CONNECT, &btf).map_err(first_line)?;
+    program.attach().map_err(first_line)?;
+    Ok(())
+}
+
+/// The message of an error without the verifier's log.
+fn first_line(error: impl std::fmt::Display) -> anyhow::Error {
+    let text = error.to_string();
+    let line = text.split(". Verifier output").next().unwrap_or_default();
+    anyhow::anyhow!(
+        "fentry of {UNIX_CONNECT}: {}",
+        line.lines().next().unwrap_or_default()
+    )
+}
+
+fn program<'a, P>(gate: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = gate
+        .program_mut(name)
+        .with_context(|| format!("the gate has no program {name}"))?;
+    program
+        .try_into()
+        .with_context(|| format!("program {name} is of another type"))
+}
+
+fn take<M>(gate: &mut Ebpf, name: &str) -> Result<M>
+where
+    M: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let map = gate
+        .take_map(name)
+        .with_context(|| format!("the gate has no map {name}"))?;
+    map.try_into()
+        .with_context(|| format!("map {name} is of another type"))
+}
+
+/// Before Linux 5.11 (commit 4bb6ba33ffaf and others) maps count against `RLIMIT_MEMLOCK`. Where this is
+/// not allowed, loading says what is missing.
+fn lift_memlock_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if let Err(error) = setrlimit(
+        Resource::Memlock,
+        Rlimit {
+            current: None,
+            maximum: None,
+        },
+    ) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
+}
+
+/// A ring buffer of the gate's records.
+pub struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// A record, copied out of a ring.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What happened.
+    pub event: Event,
+    /// What followed it.
+    pub extra: Extra,
+}
+
+/// What follows an event.
+#[derive(Clone, Debug)]
+pub enum Extra {
+    /// Nothing.
+    None,
+    /// What a login said, without its auth response.
+    Login {
+        /// Client capability flags.
+        caps: u32,
+        /// User name.
+        user: Vec<u8>,
+        /// What followed the auth response, maybe cut.
+        tail: Vec<u8>,
+    },
+    /// Who connected to a Unix socket.
+    Unix(UnixPeer),
+}
+
+impl Ring {
+    /// The ring, to be waited for in the event loop.
+    pub fn into_async(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the ring owns its map, whose descriptor is open and the same as long as the ring lives.
+        Ok(unsafe { AsyncFd::register(self) }?)
+    }
+
+    /// The next record, or `None` when the ring is empty. A record of another ABI is an error, which
+    /// does not stop the reading.
+    pub fn next_record(&mut self) -> Option<io::Result<Record>> {
+        let item = self.0.next()?;
+        Some(decode(&item).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "a record of {} bytes is not of ABI {}",
+                    item.len(),
+                    musttls_common::ABI_VERSION
+                ),
+            )
+        }))
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<Record> {
+    let (event, rest) = split_pod::<Event>(bytes)?;
+    if event.abi != musttls_common::ABI_VERSION {
+        return None;
+    }
+    let extra = match musttls_common::event::Kind::from_u8(event.kind)? {
+        musttls_common::event::Kind::Unix => Extra::Unix(split_pod::<UnixPeer>(rest)?.0),
+        _ if rest.is_empty() => Extra::None,
+        _ => login(rest)?,
+    };
+    Some(Record { event, extra })
+}
+
+fn login(bytes: &[u8]) -> Option<Extra> {
+    let (head, rest) = bytes.split_at_checked(LOGIN_HEAD_LEN)?;
+    let (caps, head) = head.split_first_chunk()?;
+    let (user_len, head) = head.split_first_chunk()?;
+    let (tail_len, user) = head.split_first_chunk()?;
+    let user_len = usize::from(u16::from_ne_bytes(*user_len)).min(USER_MAX);
+    Some(Extra::Login {
+        caps: u32::from_ne_bytes(*caps),
+        user: user.get(..user_len)?.to_vec(),
+        tail: rest
+            .get(..usize::from(u16::from_ne_bytes(*tail_len)))?
+            .to_vec(),
+    })
+}
+
+/// Reads a plain record from the front of `bytes`.
+fn split_pod<T: aya::Pod>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    let (front, rest) = bytes.split_at_checked(size_of::<T>())?;
+    // SAFETY: `front` has as many bytes as `T`, any of which are a valid `T`, since it is `Pod`;
+    // `read_unaligned` needs no alignment.
+    let value = unsafe { front.as_ptr().cast::<T>().read_unaligned() };
+    Some((value, rest))
+}

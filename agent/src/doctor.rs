@@ -1,0 +1,359 @@
+//! `musttls doctor`: what this host has and lacks, what a lack costs, and what to do about it.
+//!
+//! Features are tried, not guessed from version numbers.
+
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, Result};
+use musttls_common::session::Endpoints;
+use serde::Serialize;
+
+use crate::datapath::{Loaded, UnixProbe, cgroup};
+use crate::refusal::destroy;
+use crate::refusal::socket::Process;
+use crate::servers;
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether plaintext sessions can be refused on this host.
+    pub can_enforce: bool,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Each feature.
+    pub checks: Vec<Check>,
+}
+
+/// A feature of the host.
+#[derive(Debug, Serialize)]
+pub struct Check {
+    /// What was looked for.
+    pub name: &'static str,
+    /// Whether it is there.
+    pub found: bool,
+    /// Whether nothing can be refused without it.
+    pub required: bool,
+    /// What was seen.
+    pub detail: String,
+    /// What is lost without it; empty if it was found.
+    pub cost: &'static str,
+    /// What to do; empty if it was found.
+    pub remedy: &'static str,
+}
+
+/// How a feature is judged.
+struct Feature {
+    name: &'static str,
+    required: bool,
+    cost: &'static str,
+    remedy: &'static str,
+    test: fn() -> Result<String>,
+}
+
+const FEATURES: [Feature; 9] = [
+    Feature {
+        name: "root of cgroup v2",
+        required: true,
+        cost: "nothing can be judged: the gate hangs there",
+        remedy: "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1); in a container, use the host's cgroup namespace",
+        test: cgroup_root,
+    },
+    Feature {
+        name: "the gate's programs",
+        required: true,
+        cost: "nothing can be judged",
+        remedy: "run as root, or with CAP_BPF and CAP_NET_ADMIN (CAP_SYS_ADMIN before Linux 5.8), on Linux 5.10 or later with CONFIG_CGROUP_BPF=y and CONFIG_DEBUG_INFO_BTF=y",
+        test: programs,
+    },
+    Feature {
+        name: "CAP_NET_ADMIN",
+        required: true,
+        cost: "the gate cannot be attached, and no server can be released unharmed",
+        remedy: "run as root, or add the capability to the unit",
+        test: || capability("CAP_NET_ADMIN", 12),
+    },
+    Feature {
+        name: "CAP_SYS_PTRACE",
+        required: false,
+        cost: "servers are not found, and clients are not told why they are refused",
+        remedy: "run as root, or add the capability to the unit",
+        test: || capability("CAP_SYS_PTRACE", 19),
+    },
+    Feature {
+        name: "duplicating a socket (pidfd_getfd)",
+        required: false,
+        cost: "clients see a reset instead of error 3159, servers count a handshake error, listeners are covered by port only",
+        remedy: "set kernel.yama.ptrace_scope to 2 or less; allow pidfd_getfd in seccomp filters and security modules",
+        test: duplicate,
+    },
+    Feature {
+        name: "TCP_REPAIR",
+        required: false,
+        cost: "a refusal counts as a handshake error in the server (max_connect_errors)",
+        remedy: "give the agent CAP_NET_ADMIN in the server's network namespace; a kernel with CONFIG_CHECKPOINT_RESTORE is not needed",
+        test: repair,
+    },
+    Feature {
+        name: "SOCK_DESTROY",
+        required: false,
+        cost: "a server that does not let go of a refused session is shut down instead of reset",
+        remedy: "a kernel with CONFIG_INET_DIAG_DESTROY=y, and the module tcp_diag",
+        test: sock_destroy,
+    },
+    Feature {
+        name: "tracing of Unix connections (fentry)",
+        required: false,
+        cost: "sessions over Unix sockets are found by polling once a second: short ones are missed",
+        remedy: "a kernel with BTF that allows tracing: lockdown below confidentiality, CAP_PERFMON, on arm64 Linux 6.4 or later",
+        test: unix_probe,
+    },
+    Feature {
+        name: "room for socket records (net.core.optmem_max)",
+        required: false,
+        cost: "where other programs fill it, the kernel refuses connections to protected listeners",
+        remedy: "sysctl net.core.optmem_max=131072",
+        test: optmem,
+    },
+];
+
+/// Examines this host.
+#[must_use]
+pub fn examine() -> Report {
+    let checks: Vec<Check> = FEATURES.iter().map(check).collect();
+    let mut context = vec![lockdown(), yama()];
+    let can_enforce = checks.iter().all(|check| check.found || !check.required);
+    let mut checks = checks;
+    checks.append(&mut context);
+    Report {
+        can_enforce,
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+        checks,
+    }
+}
+
+fn check(feature: &Feature) -> Check {
+    let (found, detail) = match (feature.test)() {
+        Ok(detail) => (true, detail),
+        Err(error) => (false, format!("{error:#}")),
+    };
+    Check {
+        name: feature.name,
+        found,
+        required: feature.required,
+        detail,
+        cost: if found { "" } else { feature.cost },
+        remedy: if found { "" } else { feature.remedy },
+    }
+}
+
+fn cgroup_root() -> Result<String> {
+    let root = cgroup::open_root()?;
+    Ok(root.path.map_or_else(
+        || "opened without a mount point".to_owned(),
+        |path| path.display().to_string(),
+    ))
+}
+
+fn programs() -> Result<String> {
+    Loaded::new()
+        .map(|_| "the verifier accepts them".to_owned())
+        .map_err(without_log)
+}
+
+fn unix_probe() -> Result<String> {
+    match Loaded::new().map_err(without_log)?.unix_probe() {
+        UnixProbe::Kernel => Ok("each connection is reported".to_owned()),
+        UnixProbe::Polling(why) => anyhow::bail!("{why}"),
+    }
+}
+
+/// The error without the verifier's log, which is for developers.
+fn without_log(error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let short = text
+        .split(". Verifier output")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    anyhow::anyhow!(short)
+}
+
+/// Whether this process has a capability in effect (capabilities(7), proc(5) `CapEff`).
+fn capability(name: &str, number: u32) -> Result<String> {
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .context("find CapEff in /proc/self/status")?;
+    anyhow::ensure!(effective & (1 << number) != 0, "{name} is not in effect");
+    Ok("in effect".to_owned())
+}
+
+/// A connection of this process with itself.
+fn connection() -> Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("listen on the loopback")?;
+    let address = listener.local_addr().context("find the port")?;
+    let client = TcpStream::connect(address).context("connect over the loopback")?;
+    let (server, _) = listener.accept().context("accept over the loopback")?;
+    Ok((client, server))
+}
+
+/// Duplicates a listening socket of a server, as a refusal does; without a server, one of this process, and
+/// the capability is what remains to be trusted.
+fn duplicate() -> Result<String> {
+    let (servers, _) = servers::find().context("look for servers")?;
+    let listening = servers
+        .iter()
+        .find_map(|server| Some((server, server.listeners.first()?)));
+    if let Some((server, listener)) = listening {
+        let process = Process::open(server.pid).context("pidfd_open of the server")?;
+        process.duplicate(listener.fd).with_context(|| {
+            format!(
+                "pidfd_getfd of a socket of {} {}",
+                server.program, server.pid
+            )
+        })?;
+        return Ok(format!("works with {} {}", server.program, server.pid));
+    }
+    let (_client, server) = connection()?;
+    let mine = Process::open(i32::try_from(std::process::id())?).context("pidfd_open")?;
+    mine.duplicate(server.as_raw_fd())
+        .context("pidfd_getfd of a socket of this process")?;
+    capability("CAP_SYS_PTRACE", 19)?;
+    Ok("works with this process; no server runs that it could be tried with".to_owned())
+}
+
+fn repair() -> Result<String> {
+    let (_client, server) = connection()?;
+    let mine = Process::open(i32::try_from(std::process::id())?).context("pidfd_open")?;
+    let socket = mine.duplicate(server.as_raw_fd()).context("pidfd_getfd")?;
+    socket.inject(b"x").context("setsockopt(TCP_REPAIR)")?;
+    Ok("works".to_owned())
+}
+
+fn sock_destroy() -> Result<String> {
+    let (client, server) = connection()?;
+    let cookie = rustix::net::sockopt::socket_cookie(server.as_fd()).context("SO_COOKIE")?;
+    let address = |address: std::net::SocketAddr| match address.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let (client, server) = (client.local_addr()?, server.local_addr()?);
+    let endpoints = Endpoints {
+        client_addr: address(client),
+        server_addr: address(server),
+        client_port: client.port(),
+        server_port: server.port(),
+        ..Endpoints::default()
+    };
+    destroy::destroy(&endpoints, cookie).context("SOCK_DESTROY of a connection of this process")?;
+    Ok("works".to_owned())
+}
+
+fn optmem() -> Result<String> {
+    const ENOUGH: u64 = 20_480;
+    let path = "/proc/sys/net/core/optmem_max";
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let bytes: u64 = text
+        .trim()
+        .parse()
+        .with_context(|| format!("understand {path}"))?;
+    anyhow::ensure!(bytes >= ENOUGH, "{bytes} bytes");
+    Ok(format!("{bytes} bytes"))
+}
+
+/// Not a feature, but why some are missing.
+fn lockdown() -> Check {
+    let state = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    let active = state
+        .split(['[', ']'])
+        .nth(1)
+        .unwrap_or("not visible")
+        .to_owned();
+    let found = active != "confidentiality";
+    Check {
+        name: "kernel lockdown",
+        found,
+        required: false,
+        detail: active,
+        cost: if found {
+            ""
+        } else {
+            "no tracing; the gate itself is not affected"
+        },
+        remedy: if found { "" } else { "none is needed" },
+    }
+}
+
+fn yama() -> Check {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    let found = scope.trim() != "3";
+    let detail = if scope.is_empty() {
+        "not in this kernel"
+    } else {
+        scope.trim()
+    };
+    Check {
+        name: "yama.ptrace_scope",
+        found,
+        required: false,
+        detail: detail.to_owned(),
+        cost: if found {
+            ""
+        } else {
+            "no socket can be duplicated, by nobody, until the next boot"
+        },
+        remedy: if found {
+            ""
+        } else {
+            "set kernel.yama.ptrace_scope to 2 or less and reboot"
+        },
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Linux {}\n", self.kernel)?;
+        for check in &self.checks {
+            let mark = match (check.found, check.required) {
+                (true, _) => "ok     ",
+                (false, true) => "MISSING",
+                (false, false) => "lacking",
+            };
+            writeln!(f, "{mark}  {}: {}", check.name, check.detail)?;
+            if !check.found {
+                writeln!(f, "         costs: {}", check.cost)?;
+                writeln!(f, "         help:  {}", check.remedy)?;
+            }
+        }
+        let verdict = if self.can_enforce {
+            "Plaintext sessions can be refused on this host."
+        } else {
+            "Plaintext sessions CANNOT be refused on this host."
+        };
+        writeln!(f, "\n{verdict}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lack_has_a_cost_and_a_remedy() {
+        for feature in &FEATURES {
+            assert!(
+                !feature.cost.is_empty() && !feature.remedy.is_empty(),
+                "{}",
+                feature.name
+            );
+        }
+    }
+}

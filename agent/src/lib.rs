@@ -1,0 +1,18 @@
+//! The agent: finds servers, compiles the policy, loads the gate, carries out refusals, keeps the record.
+
+pub mod audit;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod daemon;
+pub mod datapath;
+pub mod doctor;
+pub mod login;
+pub mod metrics;
+pub mod policy;
+pub mod refusal;
+pub mod scan;
+pub mod servers;
+pub mod status;

@@ -1,0 +1,573 @@
+//! Carries out refusals: tells the client, releases the server unharmed, resets the connection.
+//!
+//! The gate has denied the session and holds its bytes; nothing of the login has reached the server, which
+//! waits for it. In this order, each step with the fallback in the last column:
+//!
+//! | step | how | if it cannot be done |
+//! |---|---|---|
+//! | wait for the server's greeting | the gate reports again when it is out | the server ends the session |
+//! | duplicate the server's socket | `pidfd_getfd`, identified by `SO_COOKIE` | `SOCK_DESTROY` |
+//! | tell the client | send the ERR packet | go on without |
+//! | release the server | `TCP_REPAIR`: a login of nobody into its receive queue, then end of stream | end both streams |
+//! | reset | `SO_LINGER` 0: the server's own close sends the RST | after [`LET_GO`], `SOCK_DESTROY` |
+//! | last resort | | the session stays held until the server gives up (`connect_timeout`) |
+//!
+//! It runs in a thread of its own: a refusal competes with the server's own, which takes 0.1 ms.
+
+pub mod destroy;
+mod locate;
+pub mod packet;
+pub mod socket;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use aya::maps::MapData;
+use musttls_common::event::{Event, Kind};
+use musttls_common::verdict::Reason;
+use rustix::event::epoll;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc;
+
+use crate::datapath::{Extra, Record, Ring};
+use crate::servers::Registry;
+use locate::Locator;
+use socket::Socket;
+
+/// How long a server may take to let go of a session that it was told to end, before it is reset.
+const LET_GO: Duration = Duration::from_millis(100);
+/// How often the map of held sessions is looked through for ones whose event was lost.
+const SWEEP: Duration = Duration::from_millis(250);
+/// How often, and how long apart, a socket is looked for that was not found.
+const ATTEMPTS: u32 = 3;
+const RETRY: Duration = Duration::from_millis(5);
+/// Up to this many waiting sessions are looked for one by one, by the descriptors used last.
+const GUESSES: usize = 4;
+
+/// How a refusal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The client was told, the server ended the session by itself and counted no handshake error.
+    Landed,
+    /// The client was told; the server's side was ended, which it counts as a handshake error.
+    Answered,
+    /// The server's side was ended without a word to the client.
+    Ended,
+    /// The kernel reset the connection; the client was not told.
+    Destroyed,
+    /// The session was gone before.
+    Gone,
+    /// Nothing could be done: the gate holds the session until the server gives up.
+    Held,
+}
+
+impl Outcome {
+    /// The word used in audit records and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Landed => "landed",
+            Self::Answered => "answered",
+            Self::Ended => "ended",
+            Self::Destroyed => "destroyed",
+            Self::Gone => "gone",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// A refusal, carried out.
+#[derive(Debug)]
+pub struct Refused {
+    /// What the gate said.
+    pub record: Record,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the login to the ERR packet.
+    pub told_after: Option<Duration>,
+    /// From the login to the server's letting go.
+    pub released_after: Option<Duration>,
+    /// The server's process.
+    pub pid: Option<i32>,
+}
+
+/// What the thread tells the daemon.
+#[derive(Debug)]
+pub enum Report {
+    /// A session was refused.
+    Refused(Box<Refused>),
+    /// A socket began to listen.
+    Listen(Event),
+    /// A record could not be read.
+    Unreadable(io::Error),
+}
+
+/// The map of held sessions.
+pub type Held = aya::maps::HashMap<MapData, u64, Event>;
+
+/// The refusal thread's state.
+pub struct Engine {
+    ring: Ring,
+    held: Held,
+    registry: Arc<Registry>,
+    reports: mpsc::Sender<Report>,
+    /// Reports that the daemon had no room for.
+    lost: Arc<std::sync::atomic::AtomicU64>,
+    epoll: std::os::fd::OwnedFd,
+    locators: HashMap<i32, Locator>,
+    waiting: HashMap<u64, Waiting>,
+    landing: HashMap<u64, Landing>,
+    /// Sessions for which nothing can be done, as long as they are in the map of held ones.
+    given_up: HashSet<u64>,
+}
+
+/// A denied session whose socket is not found yet.
+struct Waiting {
+    record: Record,
+    attempts: u32,
+    next: Instant,
+}
+
+/// A session that the server has been told to end. Its socket is not kept: the server's close must be the
+/// last one.
+struct Landing {
+    record: Record,
+    outcome: Outcome,
+    told_after: Option<Duration>,
+    pid: i32,
+    deadline: Instant,
+}
+
+impl Engine {
+    /// An engine that reads `ring` and removes from `held`.
+    pub fn new(
+        ring: Ring,
+        held: Held,
+        registry: Arc<Registry>,
+        reports: mpsc::Sender<Report>,
+        lost: Arc<std::sync::atomic::AtomicU64>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // SAFETY: `ring` is kept in the engine, so its descriptor is open as long as `epoll` is.
+        let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        epoll::add(
+            &epoll,
+            fd,
+            epoll::EventData::new_u64(0),
+            epoll::EventFlags::IN,
+        )?;
+        Ok(Self {
+            ring,
+            held,
+            registry,
+            reports,
+            lost,
+            epoll,
+            locators: HashMap::new(),
+            waiting: HashMap::new(),
+            landing: HashMap::new(),
+            given_up: HashSet::new(),
+        })
+    }
+
+    /// Works until `stop` is set.
+    pub fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
+        let mut events = Vec::with_capacity(1);
+        let mut swept = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            let timeout = self
+                .next_deadline(swept + SWEEP)
+                .saturating_duration_since(Instant::now());
+            let timeout = rustix::event::Timespec {
+                tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(1),
+                tv_nsec: timeout.subsec_nanos().into(),
+            };
+            events.clear();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&timeout),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.read_ring();
+            self.refuse_waiting();
+            self.reset_overdue();
+            if swept.elapsed() >= SWEEP {
+                self.sweep();
+                swept = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    fn next_deadline(&self, sweep: Instant) -> Instant {
+        let waiting = self
+            .waiting
+            .values()
+            .filter(|waiting| waiting.is_greeted())
+            .map(|waiting| waiting.next);
+        let landing = self.landing.values().map(|landing| landing.deadline);
+        waiting.chain(landing).fold(sweep, Instant::min)
+    }
+
+    fn read_ring(&mut self) {
+        while let Some(record) = self.ring.next_record() {
+            match record {
+                Ok(record) if record.event.kind == Kind::Listen as u8 => {
+                    self.report(Report::Listen(record.event));
+                }
+                Ok(record) if record.event.kind == Kind::Released as u8 => {
+                    self.released(record.event)
+                }
+                Ok(record) => self.denied(record),
+                Err(error) => self.report(Report::Unreadable(error)),
+            }
+        }
+    }
+
+    /// Takes a denied session, or what is new about one: that its greeting is out.
+    fn denied(&mut self, record: Record) {
+        let cookie = record.event.cookie;
+        if self.landing.contains_key(&cookie) || self.given_up.contains(&cookie) {
+            return;
+        }
+        match self.waiting.get_mut(&cookie) {
+            Some(waiting) => {
+                waiting.record.event.greeting_len = record.event.greeting_len;
+                waiting.record.event.mariadb = record.event.mariadb;
+            }
+            None => {
+                let waiting = Waiting {
+                    record,
+                    attempts: 0,
+                    next: Instant::now(),
+                };
+                self.waiting.insert(cookie, waiting);
+            }
+        }
+    }
+
+    /// Looks for the sockets of the sessions that wait, and refuses those that are found.
+    fn refuse_waiting(&mut self) {
+        let now = Instant::now();
+        let ready: Vec<u64> = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.is_greeted() && waiting.next <= now)
+            .map(|(&cookie, _)| cookie)
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        let mut by_process: HashMap<i32, Vec<u64>> = HashMap::new();
+        for &cookie in &ready {
+            let Some(waiting) = self.waiting.get(&cookie) else {
+                continue;
+            };
+            for pid in self
+                .registry
+                .processes_of(waiting.record.event.listener_cookie)
+            {
+                by_process.entry(pid).or_default().push(cookie);
+            }
+        }
+        let mut failures = HashMap::new();
+        for (pid, mut cookies) in by_process {
+            cookies.retain(|cookie| self.waiting.contains_key(cookie));
+            match self.find(pid, &cookies) {
+                Ok(found) => {
+                    for (cookie, socket) in found {
+                        if let Some(waiting) = self.waiting.remove(&cookie) {
+                            self.refuse(waiting.record, socket, pid);
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.locators.remove(&pid);
+                    for cookie in cookies {
+                        failures.insert(cookie, error.to_string());
+                    }
+                }
+            }
+        }
+        for cookie in ready {
+            let Some(waiting) = self.waiting.get_mut(&cookie) else {
+                continue;
+            };
+            waiting.attempts += 1;
+            waiting.next = now + RETRY;
+            let failure = failures.remove(&cookie);
+            if (waiting.attempts >= ATTEMPTS || failure.is_some())
+                && let Some(waiting) = self.waiting.remove(&cookie)
+            {
+                self.without_socket(waiting.record, failure.as_deref());
+            }
+        }
+    }
+
+    fn find(&mut self, pid: i32, cookies: &[u64]) -> io::Result<Vec<(u64, Socket)>> {
+        let locator = match self.locators.entry(pid) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Locator::open(pid)?),
+        };
+        let mut found = Vec::new();
+        let mut missing = Vec::new();
+        for &cookie in cookies {
+            let guess = if cookies.len() <= GUESSES {
+                locator.guess(cookie)?
+            } else {
+                None
+            };
+            match guess {
+                Some(socket) => found.push((cookie, socket)),
+                None => missing.push(cookie),
+            }
+        }
+        if !missing.is_empty() {
+            found.extend(locator.scan(&missing)?);
+        }
+        Ok(found)
+    }
+
+    /// Refuses a session whose socket is at hand.
+    fn refuse(&mut self, record: Record, socket: Socket, pid: i32) {
+        let event = record.event;
+        let state = match socket.tcp_state() {
+            Ok(state) if state.established => state,
+            Ok(_) => return self.done(record, Outcome::Gone, None, Some(pid)),
+            Err(error) => {
+                tracing::warn!(%error, pid, "cannot read the state of a denied session");
+                return self.without_socket(record, None);
+            }
+        };
+        // The client's place in the stream is free only while the server has said nothing but its greeting.
+        let silent = state.written == u64::from(event.greeting_len)
+            && event.reason != Reason::NotBorneOut as u8;
+        let [.., sequence_id] = event.login_header;
+        let mut told_after = None;
+        if silent {
+            let bytes = packet::refusal(sequence_id.max(1), event.flags_high, event.mariadb != 0);
+            match socket.send_now(&bytes) {
+                Ok(()) => told_after = Some(since(event.ktime_ns)),
+                Err(error) => tracing::debug!(%error, pid, "the ERR packet was not sent"),
+            }
+        }
+        let landing = if silent {
+            packet::landing(event.login_header, state.received)
+        } else {
+            None
+        };
+        let landed = landing.is_some_and(|bytes| {
+            let landed = socket.inject(&bytes).and_then(|()| socket.end_reading());
+            if let Err(error) = &landed {
+                tracing::warn!(%error, pid, "no soft landing: the server will count a handshake error");
+            }
+            landed.is_ok()
+        });
+        let outcome = match (landed, told_after) {
+            (true, Some(_)) => Outcome::Landed,
+            (false, Some(_)) => Outcome::Answered,
+            (_, None) => Outcome::Ended,
+        };
+        if !landed && let Err(error) = socket.end() {
+            tracing::debug!(%error, pid, "shutdown of a denied session");
+        }
+        if let Err(error) = socket.close_with_reset() {
+            tracing::debug!(%error, pid, "SO_LINGER of a denied session");
+        }
+        let deadline = Instant::now() + LET_GO;
+        self.landing.insert(
+            event.cookie,
+            Landing {
+                record,
+                outcome,
+                told_after,
+                pid,
+                deadline,
+            },
+        );
+    }
+
+    /// The socket of a denied session is closed.
+    fn released(&mut self, event: Event) {
+        if let Some(landing) = self.landing.remove(&event.cookie) {
+            let Landing {
+                record,
+                outcome,
+                told_after,
+                pid,
+                ..
+            } = landing;
+            let after = Duration::from_nanos(event.ktime_ns.saturating_sub(record.event.ktime_ns));
+            let released_after = Some(after);
+            self.refused(Refused {
+                record,
+                outcome,
+                told_after,
+                released_after,
+                pid: Some(pid),
+            });
+        } else if let Some(waiting) = self.waiting.remove(&event.cookie) {
+            self.done(waiting.record, Outcome::Gone, None, None);
+        }
+    }
+
+    /// Resets the sessions that their servers hold on to.
+    fn reset_overdue(&mut self) {
+        let now = Instant::now();
+        let overdue: Vec<u64> = self
+            .landing
+            .iter()
+            .filter(|(_, landing)| landing.deadline <= now)
+            .map(|(&cookie, _)| cookie)
+            .collect();
+        for cookie in overdue {
+            let Some(landing) = self.landing.remove(&cookie) else {
+                continue;
+            };
+            let Landing {
+                record,
+                outcome,
+                told_after,
+                pid,
+                ..
+            } = landing;
+            if let Err(error) = destroy::destroy(&record.event.endpoints, cookie) {
+                self.end(pid, cookie, &error);
+            }
+            let outcome = match outcome {
+                Outcome::Landed => Outcome::Answered,
+                other => other,
+            };
+            let refused = Refused {
+                record,
+                outcome,
+                told_after,
+                released_after: None,
+                pid: Some(pid),
+            };
+            self.refused(refused);
+        }
+    }
+
+    /// Ends a session that the server holds on to and the kernel does not reset.
+    fn end(&mut self, pid: i32, cookie: u64, failure: &io::Error) {
+        let found = self.find(pid, &[cookie]).unwrap_or_default();
+        for (_, socket) in found {
+            if let Err(error) = socket.end() {
+                tracing::debug!(%error, %failure, pid, "end of a refused session");
+            }
+        }
+    }
+
+    /// Ends a session whose socket cannot be duplicated.
+    fn without_socket(&mut self, record: Record, failure: Option<&str>) {
+        let event = record.event;
+        match destroy::destroy(&event.endpoints, event.cookie) {
+            Ok(()) => self.done(record, Outcome::Destroyed, None, None),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && failure.is_none() => {
+                self.done(record, Outcome::Gone, None, None);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    duplicate = failure.unwrap_or("not found"),
+                    destroy = %error,
+                    "a denied session stays held until its server gives up"
+                );
+                self.given_up.insert(event.cookie);
+                let refused = Refused {
+                    record,
+                    outcome: Outcome::Held,
+                    told_after: None,
+                    released_after: None,
+                    pid: None,
+                };
+                self.report(Report::Refused(Box::new(refused)));
+            }
+        }
+    }
+
+    fn done(
+        &mut self,
+        record: Record,
+        outcome: Outcome,
+        told_after: Option<Duration>,
+        pid: Option<i32>,
+    ) {
+        let released = (outcome == Outcome::Destroyed).then(|| since(record.event.ktime_ns));
+        self.refused(Refused {
+            record,
+            outcome,
+            told_after,
+            released_after: released,
+            pid,
+        });
+    }
+
+    fn refused(&mut self, refused: Refused) {
+        // The gate removes it too, when the socket closes: then there is nothing to remove.
+        if let Err(error) = self.held.remove(&refused.record.event.cookie) {
+            tracing::trace!(%error, "held session");
+        }
+        self.report(Report::Refused(Box::new(refused)));
+    }
+
+    /// Finds the sessions whose event was lost: the map is the truth.
+    fn sweep(&mut self) {
+        let held: Vec<Event> = self
+            .held
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(_, event)| event)
+            .collect();
+        let cookies: HashSet<u64> = held.iter().map(|event| event.cookie).collect();
+        self.given_up.retain(|cookie| cookies.contains(cookie));
+        for event in held {
+            self.denied(Record {
+                event,
+                extra: Extra::None,
+            });
+        }
+        // Those that ended before their greeting was out.
+        let gone: Vec<u64> = self
+            .waiting
+            .keys()
+            .copied()
+            .filter(|cookie| !cookies.contains(cookie))
+            .collect();
+        for cookie in gone {
+            if let Some(waiting) = self.waiting.remove(&cookie) {
+                self.done(waiting.record, Outcome::Gone, None, None);
+            }
+        }
+        let registry = &self.registry;
+        self.locators.retain(|&pid, _| registry.is_server(pid));
+    }
+
+    fn report(&self, report: Report) {
+        if self.reports.try_send(report).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Waiting {
+    /// Whether there is something to refuse: before the greeting, no answer may be sent.
+    const fn is_greeted(&self) -> bool {
+        self.record.event.greeting_len > 0
+    }
+}
+
+/// How long ago `ktime_ns` (`CLOCK_MONOTONIC`) was.
+fn since(ktime_ns: u64) -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0);
+    Duration::from_nanos(now.saturating_sub(ktime_ns))
+}

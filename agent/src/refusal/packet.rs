@@ -1,0 +1,136 @@
+//! The bytes of a refusal: the ERR packet for the client and the soft landing for the server.
+
+use musttls_common::mysql::{
+    CLIENT_PLUGIN_AUTH, CLIENT_PROTOCOL_41, CLIENT_SECURE_CONNECTION, ER_SECURE_TRANSPORT_REQUIRED,
+    FLAGS_HIGH_PROTOCOL_41, HEADER_LEN, SECURE_TRANSPORT_REQUIRED, SQLSTATE_MARIADB,
+    SQLSTATE_MYSQL,
+};
+
+/// The user of the soft landing. It stands in the server's own log: "Access denied for user
+/// 'refused-by-musttls'@'host'", beside the refused client's host.
+pub const LANDING_USER: &str = "refused-by-musttls";
+
+/// Capability flags of the soft landing that only fill a login: long password, transactions.
+const CLIENT_LONG_PASSWORD: u32 = 0x0000_0001;
+const CLIENT_TRANSACTIONS: u32 = 0x0000_2000;
+
+/// The plugin that both servers know in all versions; the user does not exist, so it is never asked.
+const LANDING_PLUGIN: &str = "mysql_native_password";
+
+/// An empty answer to the server's authentication switch request: with it the server ends the login by
+/// itself, with 1045, and counts an authentication error instead of a handshake error.
+const EMPTY_ANSWER: [u8; 5] = [1, 0, 0, 3, 0];
+
+/// `ERR_Packet` with error 3159, as the answer to a login with sequence id `sequence_id`.
+#[must_use]
+pub fn refusal(sequence_id: u8, flags_high: u8, mariadb: bool) -> Vec<u8> {
+    let mut payload = vec![0xff];
+    payload.extend(ER_SECURE_TRANSPORT_REQUIRED.to_le_bytes());
+    if flags_high & FLAGS_HIGH_PROTOCOL_41 != 0 {
+        payload.push(b'#');
+        payload.extend(if mariadb {
+            SQLSTATE_MARIADB
+        } else {
+            SQLSTATE_MYSQL
+        });
+    }
+    payload.extend(SECURE_TRANSPORT_REQUIRED);
+    packet(sequence_id.wrapping_add(1), &payload)
+}
+
+/// What to put into the server's receive queue, of which it has read the first `delivered` bytes of a
+/// packet with header `header`. `None` when no login fits behind them.
+#[must_use]
+pub fn landing(header: [u8; 4], delivered: u64) -> Option<Vec<u8>> {
+    let mut login = login();
+    let delivered = usize::try_from(delivered)
+        .ok()
+        .filter(|&n| n <= HEADER_LEN as usize)?;
+    let header = if delivered == 0 {
+        header_of(login.len(), 1)
+    } else {
+        // The server has read (some of) the client's own header: fill the packet that it announces.
+        let [a, b, c, _] = header;
+        let announced = usize::try_from(u32::from_le_bytes([a, b, c, 0])).ok()?;
+        if announced < login.len() || announced > MAX_LANDING {
+            return None;
+        }
+        login.resize(announced, 0);
+        header
+    };
+    let mut bytes = header.get(delivered..)?.to_vec();
+    bytes.extend(login);
+    bytes.extend(EMPTY_ANSWER);
+    Some(bytes)
+}
+
+/// Longest packet that is filled for a soft landing, in bytes: far above any login.
+const MAX_LANDING: usize = 16 * 1024;
+
+/// A login of nobody, without password.
+fn login() -> Vec<u8> {
+    let caps = CLIENT_LONG_PASSWORD
+        | CLIENT_PROTOCOL_41
+        | CLIENT_TRANSACTIONS
+        | CLIENT_SECURE_CONNECTION
+        | CLIENT_PLUGIN_AUTH;
+    let mut login = caps.to_le_bytes().to_vec();
+    login.extend((1_u32 << 24).to_le_bytes()); // max packet
+    login.push(45); // utf8mb4_general_ci
+    login.extend([0; 23]);
+    login.extend(LANDING_USER.as_bytes());
+    login.push(0);
+    login.push(0); // length of the auth response
+    login.extend(LANDING_PLUGIN.as_bytes());
+    login.push(0);
+    login
+}
+
+fn header_of(len: usize, sequence_id: u8) -> [u8; 4] {
+    let [a, b, c, ..] = len.to_le_bytes();
+    [a, b, c, sequence_id]
+}
+
+fn packet(sequence_id: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = header_of(payload.len(), sequence_id).to_vec();
+    packet.extend(payload);
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use musttls_common::mysql::{REFUSAL_LEN_41, REFUSAL_LEN_320};
+
+    #[test]
+    fn refusals_are_the_servers_own_packets() {
+        let mysql = refusal(1, 0x02, false);
+        assert_eq!(mysql[..13], *b"\x61\x00\x00\x02\xff\x57\x0c#HY000");
+        assert_eq!(mysql.len(), REFUSAL_LEN_41 as usize);
+        let mariadb = refusal(1, 0x02, true);
+        assert_eq!(mariadb[..13], *b"\x61\x00\x00\x02\xff\x57\x0c#08004");
+        let old = refusal(1, 0x00, true);
+        assert_eq!(old[..8], *b"\x5b\x00\x00\x02\xff\x57\x0cC");
+        assert_eq!(old.len(), REFUSAL_LEN_320 as usize);
+    }
+
+    #[test]
+    fn a_landing_goes_on_where_the_server_stands() {
+        let whole = landing([0; 4], 0).unwrap();
+        let len = login().len();
+        assert_eq!(whole.len(), 4 + len + EMPTY_ANSWER.len());
+        assert_eq!(whole[..4], [len as u8, 0, 0, 1]);
+
+        let announced = landing([200, 0, 0, 1], 4).unwrap();
+        assert_eq!(announced.len(), 200 + EMPTY_ANSWER.len());
+        let partly = landing([200, 0, 0, 1], 2).unwrap();
+        assert_eq!(partly[..2], [0, 1]);
+    }
+
+    #[test]
+    fn no_landing_where_none_fits() {
+        assert_eq!(landing([10, 0, 0, 1], 4), None);
+        assert_eq!(landing([0xff, 0xff, 0xff, 1], 4), None);
+        assert_eq!(landing([200, 0, 0, 1], 5), None);
+    }
+}

@@ -1,0 +1,305 @@
+//! Another process's socket, duplicated (`pidfd_getfd`, Linux 5.6). The only code that touches one.
+//!
+//! A duplicate shares the open file description with its owner, so nothing is ever set on it that the owner
+//! could notice: no `O_NONBLOCK`, no options but those of a refusal, and these only after the socket was
+//! identified by its cookie.
+
+use std::fs;
+use std::io;
+use std::mem::size_of_val;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+/// `TCP_REPAIR_OFF_NO_WP` (`include/uapi/linux/tcp.h`, Linux 4.19): leave repair mode without a window probe.
+const TCP_REPAIR_OFF_NO_WP: libc::c_int = -1;
+/// `TCP_NO_QUEUE` and `TCP_RECV_QUEUE` (`include/uapi/linux/tcp.h`).
+const TCP_NO_QUEUE: libc::c_int = 0;
+const TCP_RECV_QUEUE: libc::c_int = 1;
+/// `TCP_ESTABLISHED` (`include/net/tcp_states.h`).
+const TCP_ESTABLISHED: u8 = 1;
+
+/// A process whose sockets may be duplicated.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Opens process `pid`.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let id = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self {
+            pid,
+            pidfd: pidfd_open(id, PidfdFlags::empty())?,
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Duplicates descriptor `fd`, which may be anything.
+    pub fn duplicate(&self, fd: i32) -> io::Result<Socket> {
+        Ok(Socket(pidfd_getfd(
+            &self.pidfd,
+            fd,
+            PidfdGetfdFlags::empty(),
+        )?))
+    }
+
+    /// Duplicates descriptor `fd` if it is the socket with this cookie.
+    pub fn duplicate_if(&self, fd: i32, cookie: u64) -> io::Result<Option<Socket>> {
+        let socket = self.duplicate(fd)?;
+        Ok((socket.cookie().ok() == Some(cookie)).then_some(socket))
+    }
+
+    /// Its descriptors that are sockets.
+    pub fn socket_descriptors(&self) -> io::Result<Vec<i32>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
+            let Ok(entry) = entry else { continue };
+            // A descriptor that is closed meanwhile is no error.
+            let Ok(target) = fs::read_link(entry.path()) else {
+                continue;
+            };
+            if target
+                .as_os_str()
+                .as_encoded_bytes()
+                .starts_with(b"socket:")
+                && let Some(fd) = entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok())
+            {
+                found.push(fd);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A duplicate of another process's socket.
+#[derive(Debug)]
+pub struct Socket(OwnedFd);
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl std::os::fd::AsRawFd for Socket {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What TCP says of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpState {
+    /// Whether the connection is established and neither side has ended it.
+    pub established: bool,
+    /// Bytes that the owner has written, in all.
+    pub written: u64,
+    /// Bytes that have come in order, in all.
+    pub received: u64,
+}
+
+impl Socket {
+    /// Its cookie (`SO_COOKIE`).
+    pub fn cookie(&self) -> io::Result<u64> {
+        Ok(sockopt::socket_cookie(&self.0)?)
+    }
+
+    /// Process, user and group id of the peer of a Unix socket.
+    pub fn peer_credentials(&self) -> io::Result<rustix::net::UCred> {
+        Ok(sockopt::socket_peercred(&self.0)?)
+    }
+
+    /// What TCP says of it (`TCP_INFO`, `struct tcp_info` of `include/uapi/linux/tcp.h`, Linux 4.19).
+    pub fn tcp_state(&self) -> io::Result<TcpState> {
+        let mut info = [0_u8; 256];
+        let mut len = libc::socklen_t::try_from(info.len()).unwrap_or(0);
+        // SAFETY: `info` has `len` writable bytes, and `len` is a valid place.
+        let error = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if error != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let number = |offset: usize| {
+            let bytes = info
+                .get(offset..offset + 8)
+                .and_then(|bytes| bytes.first_chunk());
+            bytes
+                .copied()
+                .map(u64::from_ne_bytes)
+                .ok_or(io::ErrorKind::Unsupported)
+        };
+        // tcpi_notsent_bytes, u32 at 144; tcpi_bytes_sent, tcpi_bytes_retrans, u64 at 200 and 208.
+        let not_sent = number(144)? & u64::from(u32::MAX);
+        Ok(TcpState {
+            established: info.first() == Some(&TCP_ESTABLISHED),
+            written: number(200)?
+                .wrapping_sub(number(208)?)
+                .wrapping_add(not_sent),
+            received: number(128)?,
+        })
+    }
+
+    /// Sends `bytes` to the peer, all or nothing, without waiting.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<()> {
+        let sent = send(&self.0, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "the send buffer took a part only",
+            ))
+        }
+    }
+
+    /// Puts `bytes` into the receive queue, as if the peer had sent them (`TCP_REPAIR`, Linux 3.5).
+    pub fn inject(&self, bytes: &[u8]) -> io::Result<()> {
+        self.set(libc::TCP_REPAIR, 1)?;
+        let sent = self
+            .set(libc::TCP_REPAIR_QUEUE, TCP_RECV_QUEUE)
+            .and_then(|()| self.send_now(bytes))
+            .and_then(|()| self.set(libc::TCP_REPAIR_QUEUE, TCP_NO_QUEUE));
+        // Whatever happened: the socket must not stay in repair mode.
+        let off = self.set(libc::TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
+        let off = if off.is_err() {
+            self.set(libc::TCP_REPAIR, 0)
+        } else {
+            off
+        };
+        sent.and(off)
+    }
+
+    /// Ends the stream that the owner reads, behind what is queued, and wakes it.
+    pub fn end_reading(&self) -> io::Result<()> {
+        Ok(shutdown(&self.0, Shutdown::Read)?)
+    }
+
+    /// Ends both streams, which the owner and the peer see.
+    pub fn end(&self) -> io::Result<()> {
+        Ok(shutdown(&self.0, Shutdown::Both)?)
+    }
+
+    /// Closes the duplicate, so that the owner's close sends the peer an RST instead of a FIN.
+    pub fn close_with_reset(self) -> io::Result<()> {
+        Ok(sockopt::set_socket_linger(
+            &self.0,
+            Some(std::time::Duration::ZERO),
+        )?)
+    }
+
+    fn set(&self, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let len = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+        // SAFETY: `value` is a valid place of `len` bytes.
+        let error = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                option,
+                (&raw const value).cast(),
+                len,
+            )
+        };
+        if error == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    fn connection() -> (TcpStream, TcpStream, Socket) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let me = Process::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let socket = me.duplicate(server.as_raw_fd()).unwrap();
+        (client, server, socket)
+    }
+
+    #[test]
+    fn a_socket_is_found_by_its_cookie_only() {
+        let (_client, server, socket) = connection();
+        let me = Process::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let cookie = socket.cookie().unwrap();
+        assert!(
+            me.duplicate_if(server.as_raw_fd(), cookie)
+                .unwrap()
+                .is_some()
+        );
+        assert!(
+            me.duplicate_if(server.as_raw_fd(), cookie + 1)
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            me.socket_descriptors()
+                .unwrap()
+                .contains(&server.as_raw_fd())
+        );
+    }
+
+    #[test]
+    fn tcp_counts_what_was_written_and_received() {
+        let (mut client, mut server, socket) = connection();
+        server.write_all(b"greeting").unwrap();
+        let mut greeting = [0; 8];
+        client.read_exact(&mut greeting).unwrap();
+        client.write_all(b"abc").unwrap();
+        server.read_exact(&mut [0; 3]).unwrap();
+        let state = socket.tcp_state().unwrap();
+        assert_eq!(
+            state,
+            TcpState {
+                established: true,
+                written: 8,
+                received: 3
+            }
+        );
+    }
+
+    /// Needs `CAP_NET_ADMIN`, as the agent does; says so where it is missing.
+    #[test]
+    fn a_reader_gets_the_injected_bytes_and_then_the_end() {
+        let (mut client, mut server, socket) = connection();
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            server.read_to_end(&mut all).unwrap();
+            server.write_all(b"answer").unwrap();
+            all
+        });
+        socket
+            .inject(b"from nobody")
+            .expect("TCP_REPAIR (needs CAP_NET_ADMIN)");
+        socket.end_reading().unwrap();
+        assert_eq!(reader.join().unwrap(), b"from nobody");
+        drop(socket);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"answer");
+    }
+}

@@ -1,0 +1,214 @@
+//! Reads procfs.
+
+use std::collections::HashMap;
+
+use procfs::net::{TcpState, UnixState};
+use procfs::process::{FDTarget, Process, all_processes};
+
+use super::{Listener, OTHER_PROTOCOLS, Server, UnixListener};
+
+/// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
+const PROGRAMS: [&str; 4] = ["mysqld", "mariadbd", "mysqld-debug", "mariadbd-debug"];
+
+/// Command-line options that give a port to another protocol.
+const OTHER_PORT_OPTIONS: [&str; 1] = ["mysqlx-port"];
+
+/// A server that could not be looked into.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "process {pid} ({program}) cannot be looked into: {source}\n  help: the agent needs CAP_SYS_PTRACE to read /proc/{pid}/fd"
+)]
+pub struct ScanError {
+    /// Its process id.
+    pub pid: i32,
+    /// Name of its program file.
+    pub program: String,
+    /// What procfs said.
+    pub source: procfs::ProcError,
+}
+
+/// Finds the server processes of this host, and what was in the way of some.
+///
+/// A process that ends meanwhile is not there; that is no error.
+pub fn find() -> Result<(Vec<Server>, Vec<ScanError>), procfs::ProcError> {
+    let mut servers = Vec::new();
+    let mut errors = Vec::new();
+    for process in all_processes()?.flatten() {
+        let Some(program) = program(&process) else {
+            continue;
+        };
+        match look_into(&process, program.clone()) {
+            Ok(server) => servers.push(server),
+            Err(procfs::ProcError::NotFound(_)) => {}
+            Err(source) => errors.push(ScanError {
+                pid: process.pid(),
+                program,
+                source,
+            }),
+        }
+    }
+    Ok((servers, errors))
+}
+
+/// The name of the process's program file, if it is a server's.
+fn program(process: &Process) -> Option<String> {
+    let exe = process.exe().ok()?;
+    let name = exe.file_name()?.to_str()?;
+    // procfs marks a file that was replaced by an upgrade.
+    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+    PROGRAMS.contains(&name).then(|| name.to_owned())
+}
+
+fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcError> {
+    let mut sockets = HashMap::new();
+    for descriptor in process.fd()?.flatten() {
+        if let FDTarget::Socket(inode) = descriptor.target {
+            sockets.insert(inode, descriptor.fd);
+        }
+    }
+    let other_ports = other_ports(&process.cmdline().unwrap_or_default());
+    let mut listeners = Vec::new();
+    // A kernel without IPv6 has no tcp6.
+    let entries = process
+        .tcp()?
+        .into_iter()
+        .chain(process.tcp6().unwrap_or_default());
+    for entry in entries.filter(|entry| entry.state == TcpState::Listen) {
+        let Some(&fd) = sockets.get(&entry.inode) else {
+            continue;
+        };
+        listeners.push(Listener {
+            address: entry.local_address,
+            fd,
+            inode: entry.inode,
+            cookie: None,
+            other: other_protocol(entry.local_address.port(), &other_ports),
+            uncovered: None,
+        });
+    }
+    let mut unix = Vec::new();
+    for entry in process.unix()? {
+        // A listening socket is unconnected, and has a name; so is one that is only bound, which gets no
+        // sessions.
+        let listens = entry.state == UnixState::UNCONNECTED;
+        if let (true, Some(path), Some(&fd)) = (listens, entry.path, sockets.get(&entry.inode)) {
+            unix.push(UnixListener {
+                path,
+                fd,
+                inode: entry.inode,
+            });
+        }
+    }
+    let cgroup = cgroup(process);
+    Ok(Server {
+        pid: process.pid(),
+        start_time: process.stat()?.starttime,
+        program,
+        container: container(&cgroup),
+        cgroup,
+        listeners,
+        unix,
+        other_ports,
+    })
+}
+
+/// The process's cgroup v2 path; "/" where there is none.
+pub(super) fn cgroup(process: &Process) -> String {
+    let v2 = |groups: procfs::ProcessCGroups| {
+        groups
+            .into_iter()
+            .find(|group| group.hierarchy == 0)
+            .map(|group| group.pathname)
+    };
+    process
+        .cgroups()
+        .ok()
+        .and_then(v2)
+        .unwrap_or_else(|| "/".to_owned())
+}
+
+/// The container id in a cgroup path: 64 hexadecimal digits, as container engines name their groups
+/// (`docker-<id>.scope`, `cri-containerd-<id>.scope`, `/kubepods/.../<id>`).
+pub(super) fn container(cgroup: &str) -> Option<String> {
+    const ID_LEN: usize = 64;
+    cgroup
+        .split(|c: char| !c.is_ascii_hexdigit())
+        .find(|part| part.len() == ID_LEN)
+        .map(str::to_owned)
+}
+
+/// Ports that a command line gives to other protocols, as `--name=port` or `--name port`; the servers take
+/// `-` and `_` for the same.
+fn other_ports(command_line: &[String]) -> Vec<u16> {
+    let mut ports = Vec::new();
+    let mut arguments = command_line.iter().peekable();
+    while let Some(argument) = arguments.next() {
+        let Some(option) = argument.strip_prefix("--") else {
+            continue;
+        };
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, arguments.peek().map(|next| next.as_str())),
+        };
+        let name = name.replace('_', "-");
+        let name = name.strip_prefix("loose-").unwrap_or(&name);
+        if OTHER_PORT_OPTIONS.contains(&name)
+            && let Some(port) = value.and_then(|value| value.parse().ok())
+        {
+            ports.push(port);
+        }
+    }
+    ports
+}
+
+fn other_protocol(port: u16, other_ports: &[u16]) -> Option<&'static str> {
+    if other_ports.contains(&port) {
+        return Some("X Protocol");
+    }
+    OTHER_PROTOCOLS
+        .iter()
+        .find(|(known, _)| *known == port)
+        .map(|&(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(words: &str) -> Vec<String> {
+        words.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn other_ports_are_read_in_each_spelling() {
+        assert_eq!(other_ports(&line("mysqld --mysqlx-port=13060")), [13060]);
+        assert_eq!(
+            other_ports(&line("mysqld --loose_mysqlx_port 13060 --port=3306")),
+            [13060]
+        );
+        assert_eq!(
+            other_ports(&line("mysqld --port=3306 --mysqlx-port")),
+            [] as [u16; 0]
+        );
+    }
+
+    #[test]
+    fn protocols_of_well_known_ports_are_named() {
+        assert_eq!(other_protocol(33060, &[]), Some("X Protocol"));
+        assert_eq!(other_protocol(4567, &[]), Some("Galera replication"));
+        assert_eq!(other_protocol(3306, &[]), None);
+        assert_eq!(other_protocol(33062, &[]), None);
+    }
+
+    #[test]
+    fn container_ids_are_found_in_cgroup_paths() {
+        let id = "0123456789abcdef".repeat(4);
+        for path in [
+            format!("/system.slice/docker-{id}.scope"),
+            format!("/kubepods/burstable/pod1/{id}"),
+        ] {
+            assert_eq!(container(&path), Some(id.clone()), "{path}");
+        }
+        assert_eq!(container("/system.slice/mysql.service"), None);
+    }
+}

@@ -1,0 +1,181 @@
+//! The servers of this host: which processes, which of their sockets listen, and who is told.
+//!
+//! Found in procfs, on the host and in containers alike. A socket that begins to listen later is reported by
+//! the gate at once ([`Registry`] is then refreshed); what became a server's without listening anew (a socket
+//! passed on, a process that has changed its image) is found by the periodic refresh.
+
+mod discovery;
+mod tag;
+pub mod unix;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
+
+pub use discovery::{ScanError, find};
+pub use tag::{Maps, Tagger};
+
+/// Ports of listeners of a server process that do not speak the classic protocol, unless a `[[server]]`
+/// names them: X Protocol (33060), group communication (33061), Galera (4567 group, 4568 IST, 4444 SST).
+const OTHER_PROTOCOLS: [(u16, &str); 5] = [
+    (33060, "X Protocol"),
+    (33061, "group communication"),
+    (4567, "Galera replication"),
+    (4568, "Galera state transfer"),
+    (4444, "Galera state transfer"),
+];
+
+/// A server process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Process id, as the agent sees it.
+    pub pid: i32,
+    /// When it started, in clock ticks after boot: with the pid, its identity.
+    pub start_time: u64,
+    /// Name of its program file.
+    pub program: String,
+    /// Its cgroup v2 path.
+    pub cgroup: String,
+    /// Id of the container it runs in, if its cgroup tells.
+    pub container: Option<String>,
+    /// Its listening TCP sockets.
+    pub listeners: Vec<Listener>,
+    /// Its listening Unix sockets.
+    pub unix: Vec<UnixListener>,
+    /// Ports that its command line gives to other protocols.
+    pub other_ports: Vec<u16>,
+}
+
+/// A listening TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Number of its descriptor in the server.
+    pub fd: i32,
+    /// Its inode number, by which procfs names it.
+    pub inode: u64,
+    /// Its cookie, once it is tagged.
+    pub cookie: Option<u64>,
+    /// What it speaks, if not the classic protocol.
+    pub other: Option<&'static str>,
+    /// Why it is not covered, if so.
+    pub uncovered: Option<String>,
+}
+
+/// A listening Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixListener {
+    /// Its path, as the server gave it.
+    pub path: PathBuf,
+    /// Number of its descriptor in the server.
+    pub fd: i32,
+    /// Its inode number in the socket filesystem.
+    pub inode: u64,
+}
+
+impl Listener {
+    /// Whether it is to be covered.
+    #[must_use]
+    pub const fn is_classic(&self) -> bool {
+        self.other.is_none()
+    }
+}
+
+/// The servers found last, shared with the refusal thread.
+#[derive(Debug, Default)]
+pub struct Registry(RwLock<Vec<Server>>);
+
+impl Registry {
+    /// The processes that may own a session of the listener with this cookie, the surest first. Where it is
+    /// not known, all servers.
+    #[must_use]
+    pub fn processes_of(&self, listener_cookie: u64) -> Vec<i32> {
+        let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let owner = |server: &&Server| {
+            server
+                .listeners
+                .iter()
+                .any(|listener| listener.cookie == Some(listener_cookie))
+        };
+        let owners: Vec<i32> = servers
+            .iter()
+            .filter(owner)
+            .map(|server| server.pid)
+            .collect();
+        if owners.is_empty() {
+            servers.iter().map(|server| server.pid).collect()
+        } else {
+            owners
+        }
+    }
+
+    /// The server that owns the listener with this cookie.
+    #[must_use]
+    pub fn owner(&self, listener_cookie: u64) -> Option<Server> {
+        let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        servers
+            .iter()
+            .find(|server| {
+                server
+                    .listeners
+                    .iter()
+                    .any(|listener| listener.cookie == Some(listener_cookie))
+            })
+            .cloned()
+    }
+
+    /// The server that owns the listening Unix socket with this inode number, and the socket's path.
+    #[must_use]
+    pub fn unix_owner(&self, inode: u64) -> Option<(Server, PathBuf)> {
+        let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().find_map(|server| {
+            let listener = server
+                .unix
+                .iter()
+                .find(|listener| listener.inode == inode)?;
+            Some((server.clone(), listener.path.clone()))
+        })
+    }
+
+    /// Whether process `pid` is a server.
+    #[must_use]
+    pub fn is_server(&self, pid: i32) -> bool {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|server| server.pid == pid)
+    }
+
+    /// All servers.
+    #[must_use]
+    pub fn servers(&self) -> Vec<Server> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Replaces what was found before. Returns whether servers or listeners came or went.
+    pub fn replace(&self, servers: Vec<Server>) -> bool {
+        let identity = |servers: &[Server]| -> HashSet<(i32, u64, Vec<u64>)> {
+            servers
+                .iter()
+                .map(|server| {
+                    let inodes = server
+                        .listeners
+                        .iter()
+                        .map(|listener| listener.inode)
+                        .collect();
+                    (server.pid, server.start_time, inodes)
+                })
+                .collect()
+        };
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = identity(&known) != identity(&servers);
+        *known = servers;
+        changed
+    }
+}

@@ -1,0 +1,179 @@
+//! Marks the listening sockets of servers, so that the gate judges their sessions.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use anyhow::Context as _;
+use aya::maps::{HashMap as BpfHashMap, MapData, SkStorage};
+use musttls_common::session::{Listener as Tag, ListenerClass, SocketRecord};
+
+use super::{Listener, Server};
+use crate::config::Config;
+use crate::refusal::socket::{Process, Socket};
+
+/// What the tagger writes to.
+pub struct Maps {
+    /// Records of listeners.
+    pub sockets: SkStorage<MapData, SocketRecord>,
+    /// Listening Unix sockets, where the kernel reports Unix sessions.
+    pub unix_listeners: Option<SkStorage<MapData, u64>>,
+    /// What is known of new listeners, by cookie.
+    pub listeners: BpfHashMap<MapData, u64, Tag>,
+    /// Ports of servers whose sockets may not be touched.
+    pub ports: BpfHashMap<MapData, u32, Tag>,
+}
+
+/// Tags listeners, and remembers which.
+pub struct Tagger {
+    maps: Maps,
+    /// By inode: the tag, and the socket's cookie.
+    tagged: HashMap<u64, (Tag, u64)>,
+    unix: HashSet<u64>,
+    ports: HashSet<u16>,
+}
+
+impl Tagger {
+    /// A tagger that has tagged nothing yet.
+    #[must_use]
+    pub fn new(maps: Maps) -> Self {
+        Self {
+            maps,
+            tagged: HashMap::new(),
+            unix: HashSet::new(),
+            ports: HashSet::new(),
+        }
+    }
+
+    /// Tags the sockets of `servers` that are not yet, and notes in them what was done.
+    pub fn tag(&mut self, servers: &mut [Server], config: &Config) {
+        let mut seen = HashSet::new();
+        for server in servers {
+            let process = Process::open(server.pid);
+            for listener in &mut server.listeners {
+                seen.insert(listener.inode);
+                let port = listener.address.port();
+                let index = config.server_index(port);
+                if listener.other.is_some() && config.names_port(port) {
+                    listener.other = None;
+                }
+                let class = if listener.is_classic() {
+                    ListenerClass::Classic
+                } else {
+                    ListenerClass::Other
+                };
+                let tag = Tag {
+                    server: index,
+                    class: class as u8,
+                    _pad: [0; 5],
+                };
+                if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
+                    && known == tag
+                {
+                    listener.cookie = Some(cookie);
+                    continue;
+                }
+                match self.tag_listener(&process, listener, tag) {
+                    Ok(cookie) => {
+                        self.tagged.insert(listener.inode, (tag, cookie));
+                        listener.cookie = Some(cookie);
+                    }
+                    Err(error) => self.by_port(listener, tag, &error),
+                }
+            }
+            for listener in &server.unix {
+                seen.insert(listener.inode);
+                if self.maps.unix_listeners.is_some() && !self.unix.contains(&listener.inode) {
+                    match self.tag_unix(&process, listener.fd, listener.inode) {
+                        Ok(()) => {
+                            self.unix.insert(listener.inode);
+                        }
+                        Err(error) => tracing::warn!(
+                            path = %listener.path.display(),
+                            error = format!("{error:#}"),
+                            "sessions of this Unix socket are not reported"
+                        ),
+                    }
+                }
+            }
+        }
+        self.tagged.retain(|inode, _| seen.contains(inode));
+        self.unix.retain(|inode| seen.contains(inode));
+    }
+
+    /// Tells the gate that a new listener is no server's.
+    pub fn is_no_server(&mut self, cookie: u64) -> anyhow::Result<()> {
+        let tag = Tag {
+            server: 0,
+            class: ListenerClass::Other as u8,
+            _pad: [0; 5],
+        };
+        self.maps
+            .listeners
+            .insert(cookie, tag, 0)
+            .context("write map LISTENERS")
+    }
+
+    fn tag_listener(
+        &mut self,
+        process: &io::Result<Process>,
+        listener: &Listener,
+        tag: Tag,
+    ) -> anyhow::Result<u64> {
+        let socket = duplicate(process, listener.fd)?;
+        let cookie = socket.cookie().context("SO_COOKIE")?;
+        // First what the gate reads for sessions that are already on their way, then the socket itself.
+        self.maps
+            .listeners
+            .insert(cookie, tag, 0)
+            .context("write map LISTENERS")?;
+        self.maps
+            .sockets
+            .insert(&socket, SocketRecord::listener(cookie, tag), 0)
+            .context("write map SOCKETS (socket storage)")?;
+        Ok(cookie)
+    }
+
+    fn tag_unix(
+        &mut self,
+        process: &io::Result<Process>,
+        fd: i32,
+        inode: u64,
+    ) -> anyhow::Result<()> {
+        let socket = duplicate(process, fd)?;
+        let Some(map) = &mut self.maps.unix_listeners else {
+            return Ok(());
+        };
+        map.insert(&socket, inode, 0)
+            .context("write map UNIX_LISTENERS")
+    }
+
+    /// A socket that may not be touched is covered by its port, which is less exact: it covers that port in
+    /// every network namespace.
+    fn by_port(&mut self, listener: &mut Listener, tag: Tag, error: &anyhow::Error) {
+        let port = listener.address.port();
+        if !listener.is_classic() || self.ports.contains(&port) {
+            return;
+        }
+        match self.maps.ports.insert(u32::from(port), tag, 0) {
+            Ok(()) => {
+                tracing::warn!(
+                    port,
+                    error = format!("{error:#}"),
+                    "the server's socket may not be touched: covered by its port, in all network namespaces"
+                );
+                self.ports.insert(port);
+            }
+            Err(full) => listener.uncovered = Some(format!("{error:#}; map PORTS: {full}")),
+        }
+    }
+}
+
+fn duplicate(process: &io::Result<Process>, fd: i32) -> anyhow::Result<Socket> {
+    let process = match process {
+        Ok(process) => process,
+        Err(error) => anyhow::bail!("pidfd_open: {error}"),
+    };
+    process
+        .duplicate(fd)
+        .context("pidfd_getfd (needs CAP_SYS_PTRACE, and kernel.yama.ptrace_scope below 3)")
+}

@@ -1,0 +1,198 @@
+//! What the agent sees and has done, as `musttls status` shows it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of a running agent. Field names are stable; fields may be added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, in milliseconds of Unix time.
+    pub started_ms: i64,
+    /// The policy in force.
+    pub policy: Policy,
+    /// How much of what there is is covered.
+    pub coverage: Coverage,
+    /// The servers found.
+    pub servers: Vec<Server>,
+    /// Sessions by outcome, by name of the server's settings. `seen` is the sum of all others and of the
+    /// sessions that are open and undecided.
+    pub sessions: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Refusals by how they ended.
+    pub refusals: BTreeMap<String, u64>,
+    /// Held segments by reason.
+    pub held_segments: BTreeMap<String, u64>,
+    /// Events that the kernel could not hand over, by reason.
+    pub lost_events: BTreeMap<String, u64>,
+    /// The audit log.
+    pub audit: Audit,
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Path of its file.
+    pub name: String,
+    /// Version, counted up since the agent started.
+    pub version: u32,
+    /// The mode of servers without one of their own.
+    pub mode: String,
+    /// Number of exceptions that hold now.
+    pub exceptions: usize,
+    /// Why the last reload was rejected, if it was.
+    pub rejected: Option<String>,
+}
+
+/// Coverage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Listeners of servers that speak the classic protocol.
+    pub listeners: usize,
+    /// Those that the gate judges.
+    pub covered: usize,
+    /// How sessions over Unix sockets are found: `kernel`, or `polling` and why.
+    pub unix_sessions: String,
+    /// Processes that could not be looked into.
+    pub errors: Vec<String>,
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its process id.
+    pub pid: i32,
+    /// Its program.
+    pub program: String,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Its container, if any.
+    pub container: Option<String>,
+    /// Its listening sockets.
+    pub listeners: Vec<Listener>,
+    /// Paths of its Unix sockets.
+    pub unix: Vec<String>,
+}
+
+/// A listening TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Address and port.
+    pub address: String,
+    /// `classic`, or what else it speaks.
+    pub protocol: String,
+    /// Name of its settings.
+    pub settings: String,
+    /// Its mode.
+    pub mode: String,
+    /// Whether the gate judges its sessions.
+    pub covered: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// Where it goes.
+    pub target: String,
+    /// Records written.
+    pub written: u64,
+    /// Records lost by the sink.
+    pub lost: u64,
+    /// Number of the newest record.
+    pub sequence: u64,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "musttls {}, process {}", self.version, self.pid)?;
+        writeln!(
+            f,
+            "policy    {} version {}, {}, {} exceptions in force",
+            self.policy.name, self.policy.version, self.policy.mode, self.policy.exceptions
+        )?;
+        if let Some(error) = &self.policy.rejected {
+            writeln!(f, "          the last reload was rejected: {error}")?;
+        }
+        writeln!(
+            f,
+            "coverage  {} of {} listeners",
+            self.coverage.covered, self.coverage.listeners
+        )?;
+        writeln!(
+            f,
+            "          Unix sessions: {}",
+            self.coverage.unix_sessions
+        )?;
+        for error in &self.coverage.errors {
+            writeln!(f, "          {error}")?;
+        }
+        for server in &self.servers {
+            writeln!(f, "\n{} {} {}", server.program, server.pid, server.cgroup)?;
+            for listener in &server.listeners {
+                let state = match (&listener.reason, listener.covered) {
+                    (_, true) => listener.mode.as_str(),
+                    (Some(reason), false) => reason,
+                    (None, false) => "not covered",
+                };
+                writeln!(
+                    f,
+                    "  {:<28} {:<18} {:<14} {state}",
+                    listener.address, listener.protocol, listener.settings
+                )?;
+            }
+            for path in &server.unix {
+                writeln!(f, "  {path:<28} {:<18} {:<14} recorded", "classic", "")?;
+            }
+        }
+        table(
+            f,
+            "sessions",
+            self.sessions.iter().flat_map(|(server, outcomes)| {
+                outcomes
+                    .iter()
+                    .map(move |(outcome, n)| (format!("{server} {outcome}"), *n))
+            }),
+        )?;
+        table(
+            f,
+            "refusals",
+            self.refusals.iter().map(|(name, n)| (name.clone(), *n)),
+        )?;
+        table(
+            f,
+            "held segments",
+            self.held_segments
+                .iter()
+                .map(|(name, n)| (name.clone(), *n)),
+        )?;
+        table(
+            f,
+            "lost events",
+            self.lost_events.iter().map(|(name, n)| (name.clone(), *n)),
+        )?;
+        writeln!(
+            f,
+            "\naudit     {}: {} written, {} lost",
+            self.audit.target, self.audit.written, self.audit.lost
+        )
+    }
+}
+
+/// The counts that are not zero.
+fn table(
+    f: &mut fmt::Formatter<'_>,
+    title: &str,
+    rows: impl Iterator<Item = (String, u64)>,
+) -> fmt::Result {
+    let mut rows = rows.filter(|(_, n)| *n > 0).peekable();
+    if rows.peek().is_some() {
+        writeln!(f, "\n{title}")?;
+    }
+    rows.try_for_each(|(name, n)| writeln!(f, "  {name:<28} {n:>12}"))
+}
