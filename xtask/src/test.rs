@@ -1,0 +1,201 @@
+//! All tests: units, real servers on this kernel, and a VM for each other kernel.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+
+use crate::cache::Cache;
+use crate::cmd::Cmd;
+use crate::run::{build_agent, for_tests, release_binary};
+use crate::setup::{self, Extent};
+use crate::vm::{self, Payload};
+
+#[derive(Parser)]
+pub(crate) struct Args {
+    /// Run this part only
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+
+    /// Boot this kernel only, for example 6.1; may be given again
+    #[arg(long)]
+    kernel: Vec<String>,
+
+    /// Boot this program as the first process instead of the tests, to look into a VM
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Unit tests: no servers, no kernel programs
+    Unit,
+    /// Integration tests with real servers on this kernel
+    Host,
+    /// The same checks on the other kernels
+    Vm,
+}
+
+pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
+    setup::run(cache, Extent::Everything)?;
+    if let Some(init) = &args.init {
+        let agent = release_binary("musttls")?;
+        let payload = Payload {
+            init: init.clone(),
+            agent: agent.exists().then_some(agent),
+        };
+        let mut report = Report::default();
+        boot_all(cache, args, &payload, &mut report)?;
+        return report.finish();
+    }
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    let host_kernel = Cmd::new("uname").arg("-r").output()?;
+    let host_kernel = host_kernel.trim();
+    let mut report = Report::default();
+    if wanted(Part::Unit) {
+        report.add(format!("unit tests, kernel {host_kernel}"), unit_tests);
+    }
+    if wanted(Part::Host) || wanted(Part::Vm) {
+        let built = report.add("release build".to_owned(), build);
+        if built && wanted(Part::Host) {
+            report.add(format!("integration tests, kernel {host_kernel}"), || {
+                integration_tests(cache)
+            });
+        }
+        if built && wanted(Part::Vm) {
+            let payload = Payload {
+                init: release_binary("vm-init")?,
+                agent: Some(release_binary("musttls")?),
+            };
+            boot_all(cache, args, &payload, &mut report)?;
+        }
+    }
+    report.finish()
+}
+
+fn unit_tests() -> Result<()> {
+    Cmd::cargo()?
+        .args([
+            "test",
+            "--workspace",
+            "--exclude",
+            "musttls-tests",
+            "--exclude",
+            "musttls-ebpf",
+        ])
+        .stream()
+}
+
+fn build() -> Result<()> {
+    build_agent()?;
+    Cmd::cargo()?
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "musttls-tests",
+            "--bin",
+            "vm-init",
+        ])
+        .stream()
+}
+
+fn integration_tests(cache: &Cache) -> Result<()> {
+    let cargo = Cmd::cargo()?.args([
+        "test",
+        "--release",
+        "--package",
+        "musttls-tests",
+        "--",
+        "--test-threads=1",
+    ]);
+    for_tests(cargo, cache)?.stream()
+}
+
+fn boot_all(cache: &Cache, args: &Args, payload: &Payload, report: &mut Report) -> Result<()> {
+    let kernels = vm::all(cache)?;
+    for name in &args.kernel {
+        let known = || {
+            kernels
+                .iter()
+                .map(|kernel| kernel.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        ensure!(
+            kernels.iter().any(|kernel| kernel.name == *name),
+            "no kernel {name} in the cache, only {}",
+            known()
+        );
+    }
+    for kernel in kernels
+        .iter()
+        .filter(|kernel| args.kernel.is_empty() || args.kernel.contains(&kernel.name))
+    {
+        report.add(format!("VM, kernel {}", kernel.version), || {
+            vm::run(cache, kernel, payload)
+        });
+    }
+    Ok(())
+}
+
+/// What ran, in order.
+#[derive(Default)]
+struct Report {
+    done: Vec<(String, Duration, Result<()>)>,
+}
+
+impl Report {
+    fn add(&mut self, what: String, run: impl FnOnce() -> Result<()>) -> bool {
+        println!("\n== {what}");
+        let start = Instant::now();
+        let result = run().context("failed");
+        if let Err(error) = &result {
+            eprintln!("{error:#}");
+        }
+        let passed = result.is_ok();
+        self.done.push((what, start.elapsed(), result));
+        passed
+    }
+
+    /// Prints the summary; it fails if a part failed or nothing ran.
+    fn finish(&self) -> Result<()> {
+        println!("\n== summary");
+        for (what, duration, result) in &self.done {
+            let word = if result.is_ok() { "pass" } else { "FAIL" };
+            println!("{word} {:>6.1} s  {what}", duration.as_secs_f32());
+        }
+        let failed = self
+            .done
+            .iter()
+            .filter(|(_, _, result)| result.is_err())
+            .count();
+        println!(
+            "parts: {} passed, {failed} failed",
+            self.done.len() - failed
+        );
+        if failed > 0 || self.done.is_empty() {
+            bail!("{failed} of {} parts of the tests failed", self.done.len());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failed_part_fails_the_whole() {
+        let mut report = Report::default();
+        assert!(report.add("good".to_owned(), || Ok(())));
+        assert!(!report.add("bad".to_owned(), || bail!("no")));
+        assert!(report.finish().is_err());
+    }
+
+    #[test]
+    fn no_part_at_all_is_no_success() {
+        assert!(Report::default().finish().is_err());
+    }
+}

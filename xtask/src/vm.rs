@@ -1,0 +1,198 @@
+//! Boots a kernel of the cache in QEMU, with a program as its first process, and reads its verdict.
+
+mod archive;
+pub(crate) mod userland;
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cache::{self, Cache};
+use crate::cmd;
+pub(crate) use crate::setup::kernels::{Kernel, all};
+
+/// A boot with MariaDB takes 20 s under emulation on two cores; a busy host gets room.
+const DEADLINE: Duration = Duration::from_mins(5);
+
+/// After its verdict the VM has only to power off.
+const POWER_OFF: Duration = Duration::from_secs(15);
+
+const CONSOLE_LINES: usize = 60;
+
+/// The first process prints this and `pass` or `fail: why`.
+const RESULT: &str = "VM-RESULT: ";
+
+/// What goes into a VM beside the userland: built anew all the time.
+pub(crate) struct Payload {
+    /// Becomes `/init`.
+    pub(crate) init: PathBuf,
+    /// Becomes `/usr/sbin/musttls`.
+    pub(crate) agent: Option<PathBuf>,
+}
+
+/// Boots `kernel` and fails unless the payload says that it passed.
+pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<()> {
+    // The image is shared, and a second VM would only slow the first.
+    let _lock = cache::lock(&cache.vm().join("lock"))?;
+    let image = cache.vm().join(format!("initramfs-{}", kernel.name));
+    archive::write_image(cache, kernel, payload, &image)?;
+    println!("vm {}: booting {}", kernel.name, kernel.version);
+    let console = Console::boot(kernel, &image)?;
+    let log = cache.vm().join(format!("console-{}.log", kernel.name));
+    let (text, ending) = console.watch(&kernel.name);
+    fs::write(&log, &text).with_context(|| format!("write {}", log.display()))?;
+    fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
+    match ending {
+        Ending::Result(result) if result == "pass" => Ok(()),
+        ending => {
+            let last = cmd::last_lines(&text, CONSOLE_LINES);
+            bail!(
+                "kernel {}: {ending}; whole console in {}, its last lines:\n{last}",
+                kernel.version,
+                log.display()
+            )
+        }
+    }
+}
+
+enum Ending {
+    Result(String),
+    Panic(String),
+    Deadline,
+    /// QEMU ended by itself: a power-off or reset without a verdict, or an error of QEMU.
+    Silent,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Result(result) => write!(f, "the tests said `{result}`"),
+            Self::Panic(line) => write!(f, "the kernel panicked (`{line}`)"),
+            Self::Deadline => write!(f, "no result after {} s", DEADLINE.as_secs()),
+            Self::Silent => f.write_str("the machine went off without a result"),
+        }
+    }
+}
+
+struct Console {
+    qemu: Child,
+    lines: Receiver<String>,
+}
+
+impl Console {
+    fn boot(kernel: &Kernel, image: &Path) -> Result<Self> {
+        // QEMU does not outlive this program, however that ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        // KVM is not there or does not work inside most build machines, and emulation is fast enough.
+        // Five-level page tables (la57) are slow to emulate and hang some kernels at boot.
+        command.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max,la57=off",
+            "-smp",
+            "2",
+            "-m",
+            "2048M",
+        ]);
+        command.args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+        ]);
+        command
+            .arg("-kernel")
+            .arg(&kernel.vmlinuz)
+            .arg("-initrd")
+            .arg(image);
+        command.args([
+            "-append",
+            "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off random.trust_cpu=on",
+        ]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut qemu = command.spawn().context("run qemu-system-x86_64")?;
+        let output = qemu.stdout.take().context("QEMU has no standard output")?;
+        Ok(Self {
+            qemu,
+            lines: read_lines(output),
+        })
+    }
+
+    /// Prints the console as it comes, until the verdict, a panic, the end or the deadline.
+    fn watch(self, name: &str) -> (String, Ending) {
+        let mut deadline = Instant::now() + DEADLINE;
+        let mut text = String::new();
+        let mut result = None;
+        let mut panic = None;
+        let end = loop {
+            let line = match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => line,
+                Err(end) => break end,
+            };
+            println!("[{name}] {line}");
+            text.push_str(&line);
+            text.push('\n');
+            if let Some((_, verdict)) = line.split_once(RESULT) {
+                result.get_or_insert_with(|| verdict.trim().to_owned());
+                deadline = Instant::now() + POWER_OFF;
+            } else if line.contains("Kernel panic - not syncing") {
+                // The trace follows, and then QEMU ends by itself.
+                panic.get_or_insert(line);
+                deadline = Instant::now() + POWER_OFF;
+            }
+        };
+        // Leaving `self` stops QEMU if it still runs.
+        let ending = match (panic, result, end) {
+            (Some(line), _, _) => Ending::Panic(line),
+            (None, Some(result), _) => Ending::Result(result),
+            (None, None, RecvTimeoutError::Timeout) => Ending::Deadline,
+            (None, None, RecvTimeoutError::Disconnected) => Ending::Silent,
+        };
+        (text, ending)
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Err(error) = self.qemu.kill().and_then(|()| self.qemu.wait()) {
+            eprintln!("vm: cannot stop QEMU, process {}: {error}", self.qemu.id());
+        }
+    }
+}
+
+/// Reads in a thread of its own, so that a silent VM does not outlive its deadline.
+fn read_lines(output: ChildStdout) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+/// Appends the bytes of `path` to `file`.
+fn append(file: &mut File, path: &Path) -> Result<()> {
+    let mut source = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    std::io::copy(&mut source, file).with_context(|| format!("append {}", path.display()))?;
+    file.flush().context("flush the image")
+}
