@@ -424,7 +424,7 @@ mod tests {
             Transport::Unix { path: None, peer },
             record::Outcome::Allowed,
         ));
-        metrics.refusal("soft-landing", Some(Duration::from_micros(180)));
+        metrics.refusal("landed", Some(Duration::from_micros(180)));
         metrics.refusal("held", None);
         metrics.event_unreadable();
         metrics.set_coverage(2, 1);
@@ -456,7 +456,7 @@ mod tests {
             "musttls_logins_total{server=\"orders\",transport=\"unix\",verdict=\"allowed\"} 1",
             "musttls_tls_handshakes_total{server=\"orders\",version=\"1.3\"} 1",
             "musttls_tls_handshakes_total{server=\"orders\",version=\"unknown\"} 1",
-            "musttls_refusals_total{outcome=\"soft-landing\"} 1",
+            "musttls_refusals_total{outcome=\"landed\"} 1",
             "musttls_refusal_latency_seconds_count 1",
             "musttls_servers 2",
             "musttls_servers_covered 1",

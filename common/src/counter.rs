@@ -72,6 +72,8 @@ pub enum Global {
     ListenerFull = 3,
     /// First of the held segments, by [`crate::verdict::Hold`].
     Hold = 4,
+    /// The end of a session will not be seen: one without a verdict gets no outcome.
+    EndUnwatched = 12,
 }
 
 /// Number of counters: the global ones, then [`Outcome::ALL`] for each server.

@@ -52,7 +52,8 @@ impl Kind {
 pub struct Event {
     /// `CLOCK_MONOTONIC` when the gate decided, in nanoseconds (`bpf_ktime_get_ns`).
     pub ktime_ns: u64,
-    /// Socket cookie of the session; of the listener in [`Kind::Listen`] and [`Kind::Unix`].
+    /// Socket cookie of the session; of the listener in [`Kind::Listen`]; the listener's inode number in
+    /// [`Kind::Unix`].
     pub cookie: u64,
     /// Socket cookie of the listener that accepted the session.
     pub listener_cookie: u64,

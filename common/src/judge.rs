@@ -8,6 +8,8 @@
 //!
 //! The rules, for a segment that covers `start..end`:
 //!
+//! 0. offset 3, the sequence id, is not 1: no login. The server might take it for something else, behind
+//!    which the login stands (a PROXY protocol header), so that offset 5 would say nothing;
 //! 1. nothing from offset 4 on: only (parts of) the packet header, which carries nothing: pass;
 //! 2. offset 5 without `CLIENT_SSL`: plaintext;
 //! 3. offset 4 or 5 without the other: hold. Their sender's TCP sends them together in the end;
@@ -15,7 +17,9 @@
 //!    pass if it offered TLS, plaintext if it did not, hold if it has not been seen;
 //! 5. behind offset 5: pass once a claim has passed, else hold.
 
-use crate::mysql::{FLAGS_HIGH_OFFSET, FLAGS_HIGH_SSL, FLAGS_LOW_OFFSET, Greeting};
+use crate::mysql::{
+    FLAGS_HIGH_OFFSET, FLAGS_HIGH_SSL, FLAGS_LOW_OFFSET, Greeting, SEQUENCE_ID_OFFSET,
+};
 use crate::verdict::{Hold, Reason};
 
 /// How many segments of one session are held before it is denied: enough for the retransmissions of
@@ -73,23 +77,30 @@ pub enum Judgement {
     Hold(Hold),
 }
 
-/// Judges a segment with payload. `claimed` says whether a [`Judgement::Claim`] has passed;
-/// `flags_high` gives the byte at a place in the payload.
+/// Judges a segment with payload. `claimed` says whether a [`Judgement::Claim`] has passed; `byte` gives the
+/// byte at a place in the payload.
 #[inline(always)]
 pub fn judge(
     segment: Segment,
     greeting: Greeting,
     claimed: bool,
-    flags_high: impl FnOnce(u32) -> Option<u8>,
+    byte: impl Fn(u32) -> Option<u8>,
 ) -> Judgement {
     if segment.urgent {
         return Judgement::Hold(Hold::Urgent);
+    }
+    if segment.covers(SEQUENCE_ID_OFFSET) {
+        match byte(segment.payload_index(SEQUENCE_ID_OFFSET)) {
+            Some(1) => {}
+            Some(_) => return Judgement::Plaintext(Reason::NotALogin),
+            None => return Judgement::Hold(Hold::Unreadable),
+        }
     }
     if segment.end() <= FLAGS_LOW_OFFSET as i64 {
         return Judgement::Neutral;
     }
     if segment.covers(FLAGS_HIGH_OFFSET) {
-        let Some(flags) = flags_high(segment.payload_index(FLAGS_HIGH_OFFSET)) else {
+        let Some(flags) = byte(segment.payload_index(FLAGS_HIGH_OFFSET)) else {
             return Judgement::Hold(Hold::Unreadable);
         };
         if flags & FLAGS_HIGH_SSL == 0 {
@@ -210,6 +221,21 @@ mod tests {
             judge(segment, Greeting::WithTls, true, |_| Some(0xff)),
             Judgement::Hold(Hold::Urgent)
         );
+    }
+
+    #[test]
+    fn another_sequence_id_is_no_login_whatever_follows() {
+        let mut bytes = SSL_REQUEST;
+        for sequence_id in [0, 2, 0x0a, 0x58, 0xff] {
+            bytes[3] = sequence_id;
+            for (start, len) in [(0, 36), (0, 4), (3, 1), (2, 30)] {
+                assert_eq!(
+                    of(&bytes, start, len, Greeting::WithTls, true),
+                    Judgement::Plaintext(Reason::NotALogin),
+                    "{sequence_id} in {start}+{len}"
+                );
+            }
+        }
     }
 
     proptest! {

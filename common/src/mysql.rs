@@ -26,6 +26,8 @@ pub const CLIENT_CONNECT_ATTRS: u32 = 0x0010_0000;
 /// Capability flag: the auth response is length-encoded by a length-encoded integer.
 pub const CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA: u32 = 0x0020_0000;
 
+/// Offset in the client's stream of the sequence id of its first packet, which is 1.
+pub const SEQUENCE_ID_OFFSET: u32 = 3;
 /// Offset in the client's stream of the low byte of its capability flags.
 pub const FLAGS_LOW_OFFSET: u32 = HEADER_LEN;
 /// Offset in the client's stream of the byte that holds `CLIENT_SSL` and `CLIENT_PROTOCOL_41`, in
@@ -72,8 +74,8 @@ const PROTOCOL_V10: u8 = 0x0a;
 const AFTER_VERSION: u32 = 13;
 
 /// Upper bound of [`Reader::take`] calls for one greeting: header and protocol version 5, server
-/// version up to 120 bytes (`SERVER_VERSION_LENGTH` is 60), two capability bytes.
-pub const GREETING_STEPS: u32 = 128;
+/// version up to 89 bytes (`SERVER_VERSION_LENGTH` is 60), two capability bytes.
+pub const GREETING_STEPS: u32 = 96;
 
 /// What the server's first packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,9 +18,9 @@ const SUPPORTED_VERSIONS: u16 = 0x002b;
 /// `ProtocolVersion` of TLS 1.3.
 pub const TLS_1_3: u16 = 0x0304;
 
-/// Upper bound of [`Reader::take`] calls for one `ServerHello`: 17 bytes up to the extensions, then
-/// four for the header of each of at most eight extensions, and the two of the version.
-pub const SERVER_HELLO_STEPS: u32 = 64;
+/// Upper bound of [`Reader::take`] calls for one `ServerHello`: 13 bytes up to the extensions, then four for
+/// the header of each of at most eight extensions, and the two of the version.
+pub const SERVER_HELLO_STEPS: u32 = 48;
 
 /// Where the reader stands.
 mod state {

@@ -80,6 +80,9 @@ pub enum Reason {
     Unjudgeable = 4,
     /// The client's bytes passed before the server turned out to speak the `MySQL` protocol.
     LoginBeforeGreeting = 5,
+    /// The client's first packet has another sequence id than 1: no login of the classic protocol, but a
+    /// PROXY protocol header, for example, behind which one could hide.
+    NotALogin = 6,
 }
 
 impl Reason {
@@ -92,6 +95,7 @@ impl Reason {
             3 => Some(Self::NotBorneOut),
             4 => Some(Self::Unjudgeable),
             5 => Some(Self::LoginBeforeGreeting),
+            6 => Some(Self::NotALogin),
             _ => None,
         }
     }
@@ -105,6 +109,7 @@ impl Reason {
             Self::NotBorneOut => "not-borne-out",
             Self::Unjudgeable => "unjudgeable",
             Self::LoginBeforeGreeting => "login-before-greeting",
+            Self::NotALogin => "not-a-login",
         }
     }
 }

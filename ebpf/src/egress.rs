@@ -29,32 +29,44 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     if record.phase >= Phase::DECIDED {
         return Action::Pass;
     }
-    match Phase::from_u8(record.phase) {
-        Phase::Plain | Phase::Claimed | Phase::ExceptedUser => undecided(ctx, record),
-        Phase::Denied => denied(ctx, record),
-        Phase::Listener | Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign => {
-            Action::Pass
-        }
-    }
-}
-
-#[inline(always)]
-fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
-    // What cannot be read cannot be proof; the session stays as it is.
-    let Ok(tcp) = packet::tcp(ctx) else {
+    let phase = Phase::from_u8(record.phase);
+    if phase == Phase::Listener {
         return Action::Pass;
+    }
+    let Ok(tcp) = packet::tcp(ctx) else {
+        // What cannot be read cannot be proof, nor the refusal.
+        return if phase == Phase::Denied {
+            Action::Drop
+        } else {
+            Action::Pass
+        };
     };
-    if tcp.payload_len == 0 {
+    if tcp.is_reset() || tcp.is_pure_ack() {
         return Action::Pass;
     }
     let start = tcp.seq.wrapping_sub(record.server_base);
     let end = start.wrapping_add(tcp.payload_len);
-
-    if !record.greeting.is_done()
+    let greeted_before = record.greeting.is_done();
+    if !greeted_before
         && !packet::advance(ctx, &tcp, &mut record.greeting, start, end, GREETING_STEPS)
     {
         record.greeting.give_up();
     }
+    if phase == Phase::Denied {
+        denied(record, &tcp, end, greeted_before)
+    } else {
+        undecided(ctx, record, &tcp, start, end)
+    }
+}
+
+#[inline(always)]
+fn undecided(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    tcp: &Tcp,
+    start: u32,
+    end: u32,
+) -> Action {
     let greeting_len = match record.greeting.greeting() {
         Greeting::Unknown => return Action::Pass,
         Greeting::Error | Greeting::Foreign => return no_login(record),
@@ -72,7 +84,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     if end <= greeting_len {
         return Action::Pass;
     }
-    answered(ctx, record, &tcp, start, end, greeting_len)
+    answered(ctx, record, tcp, start, end, greeting_len)
 }
 
 /// The server sends more than its greeting: its answer to what the client claimed.
@@ -111,7 +123,7 @@ fn answered(
     if is_refusal(ctx, tcp, start, greeting_len) {
         record.phase = Phase::Foreign as u8;
         emit::count_outcome(record, Outcome::TlsFailed);
-        session::tls_failed(record);
+        session::tls_failed(record, policy::mode(record.endpoints.server));
         return Action::Pass;
     }
     let policy = Policy::of(record.endpoints.server);
@@ -143,20 +155,9 @@ fn no_login(record: &mut SocketRecord) -> Action {
 /// A packet of a denied session. What goes out is the greeting, behind which the agent puts the refusal,
 /// and the refusal. What the server says to the login that the soft landing gave it is not for this client.
 #[inline(always)]
-fn denied(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
-    let Ok(tcp) = packet::tcp(ctx) else {
-        return Action::Drop;
-    };
-    if tcp.is_reset() || tcp.is_pure_ack() {
-        return Action::Pass;
-    }
-    let start = tcp.seq.wrapping_sub(record.server_base);
-    let end = start.wrapping_add(tcp.payload_len);
-    if !record.greeting.is_done() {
+fn denied(record: &mut SocketRecord, tcp: &Tcp, end: u32, greeted_before: bool) -> Action {
+    if !greeted_before {
         // The client spoke first. The refusal waits for the greeting: tell the agent that it is out.
-        if !packet::advance(ctx, &tcp, &mut record.greeting, start, end, GREETING_STEPS) {
-            record.greeting.give_up();
-        }
         if record.greeting.is_done() {
             let mut event = Event::default();
             emit::fill(&mut event, Kind::Denied, Mode::Enforce, record);

@@ -7,7 +7,7 @@ use musttls_common::event::{Kind, TAIL_MAX};
 use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge};
 use musttls_common::mysql::{
     AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, Greeting, HEADER_LEN,
-    USER_MAX, USER_OFFSET_41, USER_OFFSET_320, auth_response,
+    SEQUENCE_ID_OFFSET, USER_MAX, USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
 use musttls_common::policy::{NO_RULE, UserKey};
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
@@ -202,7 +202,6 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
 /// its length, but not `16 03` before it.
 #[inline(always)]
 fn may_be_login(ctx: &SkBuffContext, tcp: &Tcp, start: i32) -> bool {
-    const SEQUENCE_ID_OFFSET: u32 = 3;
     let segment = Segment {
         start,
         len: tcp.payload_len,
@@ -441,7 +440,7 @@ fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Sc
     {
         let tail_at = auth_at + skip;
         if tail_at < end {
-            let len = (end - tail_at).min(TAIL_MAX as u32 - 1);
+            let len = (end - tail_at).min(TAIL_MAX as u32);
             if packet::copy(ctx, at(tail_at), len, &mut login.tail) {
                 login.tail_len = len as u16;
             }

@@ -90,7 +90,7 @@ pub(crate) static SOCKETS: SocketStorage<
     { BPF_F_NO_PREALLOC as usize | BPF_F_CLONE },
 > = SocketStorage::new();
 
-/// Listening Unix sockets of servers: index of the server.
+/// Listening Unix sockets of servers: their inode numbers.
 ///
 /// Writer: agent. Reader: `unix`. Entry: as above.
 #[btf_map]

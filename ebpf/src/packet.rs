@@ -92,7 +92,7 @@ pub(crate) fn u32_le(ctx: &SkBuffContext, offset: u32) -> Option<u32> {
     load(ctx, offset).ok().map(u32::from_le_bytes)
 }
 
-/// Copies `len` bytes at `offset` of the packet to `to`. `len` is at least 1 and less than `N`.
+/// Copies `len` bytes at `offset` of the packet to `to`. `len` is 1 to `N`, a power of two.
 #[inline(always)]
 pub(crate) fn copy<const N: usize>(
     ctx: &SkBuffContext,
@@ -100,16 +100,19 @@ pub(crate) fn copy<const N: usize>(
     len: u32,
     to: &mut [u8; N],
 ) -> bool {
-    let mut len = u64::from(len);
-    // SAFETY: no instruction. The compiler forgets what it knows of `len`, so that it keeps the check
-    // below, on the very register that the verifier sees passed to the helper.
-    unsafe {
-        asm!("/* {len} */", len = inout(reg) len);
-    }
-    if len == 0 || len >= N as u64 {
+    const { assert!(N.is_power_of_two()) };
+    if len == 0 || len > N as u32 {
         return false;
     }
-    // SAFETY: `to` has `N` writable bytes, and `len` is below `N`; the helper checks the packet's bounds.
+    let mut less_one = u64::from(len) - 1;
+    // The compiler knows from the check above that this mask changes nothing, and would leave it out; but
+    // from it the verifier sees the bounds 1 to `N`. (Linux 5.10 does not learn from `len != 0`.)
+    // SAFETY: one instruction on one register.
+    unsafe {
+        asm!("{less_one} &= {mask}", less_one = inout(reg) less_one, mask = const N - 1);
+    }
+    let len = less_one + 1;
+    // SAFETY: `to` has `N` writable bytes, and `len` is at most `N`; the helper checks the packet's bounds.
     let error = unsafe {
         bpf_skb_load_bytes(
             ctx.as_ptr().cast(),
@@ -137,19 +140,51 @@ pub(crate) fn advance<R: Reader + Copy>(
     while taken < steps {
         // The reader goes back to the map after each byte: a value loaded from a map is any number to
         // the verifier, which can then treat all rounds alike instead of following each state apart.
-        // SAFETY: `place` is a valid, exclusive pointer for the whole function.
-        let mut state = unsafe { ptr::read_volatile(place) };
+        let mut state = load_words(place);
         let more = step(&mut state, start, end, |at| {
             byte(ctx, tcp.payload + (at - start))
         });
-        // SAFETY: as above.
-        unsafe { ptr::write_volatile(place, state) };
+        store_words(place, state);
         if !more {
             return true;
         }
         taken += 1;
     }
     false
+}
+
+/// Reads a value from a map, word by word into registers: on the stack, Linux 5.10 would take what a
+/// former round left there for a difference between two states.
+#[inline(always)]
+pub(crate) fn load_words<T: Copy>(place: *const T) -> T {
+    const { assert!(size_of::<T>() % 4 == 0 && size_of::<T>() <= 16 && align_of::<T>() >= 4) };
+    let mut words = [0_u32; 4];
+    let mut index = 0;
+    while index < size_of::<T>() / 4 {
+        // SAFETY: `place` is valid for as many words as `T` has.
+        let word = unsafe { place.cast::<u32>().add(index).read_volatile() };
+        if let Some(to) = words.get_mut(index) {
+            *to = word;
+        }
+        index += 1;
+    }
+    // SAFETY: `words` has as many bytes as `T` at least, read from a valid `T`.
+    unsafe { ptr::from_ref(&words).cast::<T>().read() }
+}
+
+/// Writes a value back, as [`load_words`] read it.
+#[inline(always)]
+pub(crate) fn store_words<T: Copy>(place: *mut T, value: T) {
+    let mut words = [0_u32; 4];
+    // SAFETY: `words` has as many bytes as `T` at least.
+    unsafe { ptr::from_mut(&mut words).cast::<T>().write(value) };
+    let mut index = 0;
+    while index < size_of::<T>() / 4 {
+        let word = words.get(index).copied().unwrap_or(0);
+        // SAFETY: `place` is valid for as many words as `T` has.
+        unsafe { place.cast::<u32>().add(index).write_volatile(word) };
+        index += 1;
+    }
 }
 
 /// Where the TCP header starts.

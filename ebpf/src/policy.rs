@@ -9,6 +9,7 @@ use musttls_common::session::Endpoints;
 use musttls_common::verdict::Mode;
 
 use crate::maps::{ACTIVE, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
+use crate::packet::{load_words, store_words};
 
 /// The policy in force, as it applies to one server.
 pub(crate) struct Policy<'a> {
@@ -83,11 +84,9 @@ impl Policy<'_> {
             round += 1;
             // The walk goes back to the map after each round, so that the verifier can treat all rounds
             // alike (as in `packet::advance`).
-            // SAFETY: `place` is a valid, exclusive pointer for the whole function.
-            let mut walk = unsafe { ptr::read_volatile(place) };
+            let mut walk = load_words(place);
             let found = walk.round(&self.server.exceptions, source, user);
-            // SAFETY: as above.
-            unsafe { ptr::write_volatile(place, walk) };
+            store_words(place, walk);
             match found {
                 Round::Rule(rule) => {
                     let times = TIMES.get_value(self.slot, &rule)?;

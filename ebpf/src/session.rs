@@ -15,8 +15,8 @@ use musttls_common::event::{Event, Kind};
 use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::Mode;
 
-use crate::emit;
 use crate::maps::{HELD, LISTENERS, SOCKETS};
+use crate::{emit, policy};
 
 const AF_INET: u32 = 2;
 
@@ -110,7 +110,7 @@ fn established(ctx: &SockOpsContext) {
     }
     // The close is wanted for sessions that end without a verdict.
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
-        emit::count_global(Global::ListenerFull);
+        emit::count_global(Global::EndUnwatched);
     }
 }
 
@@ -138,7 +138,7 @@ fn changed(ctx: &SockOpsContext) {
         Phase::Plain => Outcome::Incomplete,
         Phase::Claimed if record.hello.is_proof() => {
             // Cut off inside the ServerHello.
-            secure(record, Mode::Enforce);
+            secure(record, policy::mode(record.endpoints.server));
             return;
         }
         Phase::Claimed => Outcome::TlsFailed,
@@ -162,7 +162,7 @@ fn changed(ctx: &SockOpsContext) {
         emit::count_outcome(record, outcome);
     }
     if outcome == Outcome::TlsFailed {
-        tls_failed(record);
+        tls_failed(record, policy::mode(record.endpoints.server));
     }
     record.phase = Phase::Foreign as u8;
 }
@@ -179,9 +179,9 @@ pub(crate) fn secure(record: &mut SocketRecord, mode: Mode) {
 
 /// The client claimed TLS, and nothing came of it.
 #[inline(always)]
-pub(crate) fn tls_failed(record: &mut SocketRecord) {
+pub(crate) fn tls_failed(record: &mut SocketRecord, mode: Mode) {
     let mut event = Event::default();
-    emit::fill(&mut event, Kind::TlsFailed, Mode::Enforce, record);
+    emit::fill(&mut event, Kind::TlsFailed, mode, record);
     emit::event(&event, false);
 }
 

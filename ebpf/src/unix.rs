@@ -9,7 +9,6 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_comm, generated::bpf_ktime_get_ns};
 use aya_ebpf::programs::FEntryContext;
 use musttls_common::event::{Event, Kind, UnixPeer};
-use musttls_common::session::Endpoints;
 
 use crate::emit;
 use crate::maps::UNIX_LISTENERS;
@@ -18,18 +17,15 @@ use crate::maps::UNIX_LISTENERS;
 #[inline(always)]
 pub(crate) fn on_connect(ctx: &FEntryContext) {
     let listener: *mut c_void = ctx.arg(1);
-    let Some(server) = UNIX_LISTENERS.get(listener) else {
+    let Some(inode) = UNIX_LISTENERS.get(listener) else {
         return;
     };
-    let server = *server;
+    let inode = *inode;
     let mut both = (Event::default(), UnixPeer::default());
     let (event, peer) = (&mut both.0, &mut both.1);
     event.kind = Kind::Unix as u8;
     event.abi = musttls_common::ABI_VERSION;
-    event.endpoints = Endpoints {
-        server: server as u16,
-        ..Endpoints::default()
-    };
+    event.cookie = inode;
     // SAFETY: the helper has no requirements.
     event.ktime_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: as above.

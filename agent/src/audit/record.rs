@@ -312,8 +312,11 @@ fn session_record<'s>(
         severity: severity.1,
         status_id: status.0,
         status: status.1,
-        status_code: (session.outcome == Outcome::Denied)
-            .then(|| ER_SECURE_TRANSPORT_REQUIRED.to_string()),
+        // What the client was told, if it was.
+        status_code: session
+            .refusal
+            .and_then(|refusal| refusal.err_after_us)
+            .map(|_| ER_SECURE_TRANSPORT_REQUIRED.to_string()),
         status_detail: status_detail(session.outcome),
         action_id: action.0,
         action: action.1,

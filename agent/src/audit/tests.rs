@@ -79,7 +79,7 @@ fn samples() -> Vec<(&'static str, String)> {
     let denied = Session {
         details: Some(&details),
         refusal: Some(Refusal {
-            outcome: "soft-landing",
+            outcome: "landed",
             err_after_us: Some(184),
             released_after_us: Some(611),
         }),
@@ -183,7 +183,7 @@ fn a_refusal_says_all_that_the_contract_names() {
         ("/unmapped/cgroup", json!("/system.slice/mariadb.service")),
         (
             "/unmapped/refusal",
-            json!({"outcome": "soft-landing", "err_after_us": 184, "released_after_us": 611}),
+            json!({"outcome": "landed", "err_after_us": 184, "released_after_us": 611}),
         ),
     ] {
         assert_eq!(record.pointer(pointer), Some(&value), "{pointer}");

@@ -84,6 +84,8 @@ struct Daemon {
     registry: Arc<Registry>,
     tagger: Tagger,
     scan_errors: Vec<String>,
+    /// Whether the service manager has been told that everything found is covered.
+    ready: bool,
     unix_probe: UnixProbe,
     poller: Poller,
     recorder: Recorder,
@@ -231,6 +233,7 @@ impl Daemon {
             registry,
             tagger,
             scan_errors: Vec::new(),
+            ready: false,
             unix_probe: datapath.unix_probe,
             poller: Poller::default(),
             metrics,
@@ -250,6 +253,9 @@ impl Daemon {
             .metrics
             .set_policy(&daemon.config, policy_version, now);
         daemon.refresh();
+        if let Some(error) = daemon.scan_errors.first() {
+            anyhow::bail!("{error}");
+        }
         daemon.tick();
         let uncovered = daemon.status().coverage;
         tracing::info!(
@@ -260,7 +266,7 @@ impl Daemon {
             unix = uncovered.unix_sessions,
             "the gate is on"
         );
-        notify(&[sd_notify::NotifyState::Ready]);
+        daemon.ready_if_covered();
         Ok(daemon)
     }
 
@@ -273,7 +279,6 @@ impl Daemon {
         let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {
-                biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 Some(report) = self.reports.recv() => self.report(report),
@@ -370,7 +375,13 @@ impl Daemon {
                     .flat_map(|server| &server.listeners)
                     .filter_map(|listener| listener.cookie)
                     .collect();
-                for cookie in cookies.into_iter().filter(|cookie| !known.contains(cookie)) {
+                // Where a server cannot be looked into, a new listener may be its own: it stays pending, and is
+                // judged if it greets as a server does.
+                let all_known = self.scan_errors.is_empty();
+                for cookie in cookies
+                    .into_iter()
+                    .filter(|cookie| all_known && !known.contains(cookie))
+                {
                     if let Err(error) = self.tagger.is_no_server(cookie) {
                         tracing::warn!("a new listener stays pending: {error:#}");
                     }
@@ -416,7 +427,17 @@ impl Daemon {
         }
     }
 
+    /// Tells the service manager once that every listener found is covered.
+    fn ready_if_covered(&mut self) {
+        let coverage = self.status().coverage;
+        if !self.ready && coverage.covered == coverage.listeners && coverage.errors.is_empty() {
+            self.ready = true;
+            notify(&[sd_notify::NotifyState::Ready]);
+        }
+    }
+
     fn tick(&mut self) {
+        self.ready_if_covered();
         let now = Timestamp::now();
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.install(now);

@@ -96,7 +96,12 @@ impl PolicyTables {
             .context("put the table of end times in place")?;
         self.active
             .set(0, slot, 0)
-            .context("switch to the new policy (map ACTIVE)")
+            .context("switch to the new policy (map ACTIVE)")?;
+        // Once more, only to wait: a program may have read ACTIVE before the switch and still use the former
+        // slot, which the next call replaces table by table.
+        self.roots
+            .set(slot, &roots, 0)
+            .context("wait for the programs that use the former policy")
     }
 }
 

@@ -42,6 +42,9 @@ use socket::Socket;
 const LET_GO: Duration = Duration::from_millis(100);
 /// How often the map of held sessions is looked through for ones whose event was lost.
 const SWEEP: Duration = Duration::from_millis(250);
+/// After this long, a session that waits for its greeting and is not in the map of held ones is gone: its end was
+/// not reported, or the map was full and nothing is known of it.
+const FORGET: Duration = Duration::from_mins(1);
 /// How often, and how long apart, a socket is looked for that was not found.
 const ATTEMPTS: u32 = 3;
 const RETRY: Duration = Duration::from_millis(5);
@@ -130,6 +133,7 @@ struct Waiting {
     record: Record,
     attempts: u32,
     next: Instant,
+    since: Instant,
 }
 
 /// A session that the server has been told to end. Its socket is not kept: the server's close must be the
@@ -243,10 +247,12 @@ impl Engine {
                 waiting.record.event.mariadb = record.event.mariadb;
             }
             None => {
+                let now = Instant::now();
                 let waiting = Waiting {
                     record,
                     attempts: 0,
-                    next: Instant::now(),
+                    next: now,
+                    since: now,
                 };
                 self.waiting.insert(cookie, waiting);
             }
@@ -534,12 +540,14 @@ impl Engine {
                 extra: Extra::None,
             });
         }
-        // Those that ended before their greeting was out.
+        // Those that ended before their greeting was out, and whose end was not reported.
         let gone: Vec<u64> = self
             .waiting
-            .keys()
-            .copied()
-            .filter(|cookie| !cookies.contains(cookie))
+            .iter()
+            .filter(|(cookie, waiting)| {
+                !cookies.contains(cookie) && waiting.since.elapsed() > FORGET
+            })
+            .map(|(&cookie, _)| cookie)
             .collect();
         for cookie in gone {
             if let Some(waiting) = self.waiting.remove(&cookie) {

@@ -10,8 +10,12 @@ use super::{Listener, OTHER_PROTOCOLS, Server, UnixListener};
 /// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
 const PROGRAMS: [&str; 4] = ["mysqld", "mariadbd", "mysqld-debug", "mariadbd-debug"];
 
+/// Ports that a server gives to the classic protocol unless told otherwise: main and administrative.
+const CLASSIC_PORTS: [u16; 2] = [3306, 33062];
+/// Command-line options that give a port to the classic protocol.
+const CLASSIC_OPTIONS: [&str; 3] = ["port", "admin-port", "extra-port"];
 /// Command-line options that give a port to another protocol.
-const OTHER_PORT_OPTIONS: [&str; 1] = ["mysqlx-port"];
+const OTHER_OPTIONS: [&str; 1] = ["mysqlx-port"];
 
 /// A server that could not be looked into.
 #[derive(Debug, thiserror::Error)]
@@ -34,29 +38,46 @@ pub fn find() -> Result<(Vec<Server>, Vec<ScanError>), procfs::ProcError> {
     let mut servers = Vec::new();
     let mut errors = Vec::new();
     for process in all_processes()?.flatten() {
-        let Some(program) = program(&process) else {
-            continue;
+        let looked = match program(&process) {
+            Ok(Some(program)) => {
+                look_into(&process, program.clone()).map_err(|error| (program, error))
+            }
+            Ok(None) => continue,
+            Err(failed) => Err(failed),
         };
-        match look_into(&process, program.clone()) {
+        match looked {
             Ok(server) => servers.push(server),
-            Err(procfs::ProcError::NotFound(_)) => {}
-            Err(source) => errors.push(ScanError {
-                pid: process.pid(),
-                program,
-                source,
-            }),
+            Err((_, procfs::ProcError::NotFound(_))) => {}
+            Err((program, source)) => {
+                errors.push(ScanError {
+                    pid: process.pid(),
+                    program,
+                    source,
+                });
+            }
         }
     }
     Ok((servers, errors))
 }
 
-/// The name of the process's program file, if it is a server's.
-fn program(process: &Process) -> Option<String> {
-    let exe = process.exe().ok()?;
-    let name = exe.file_name()?.to_str()?;
-    // procfs marks a file that was replaced by an upgrade.
-    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
-    PROGRAMS.contains(&name).then(|| name.to_owned())
+/// The name of the process's program file, if it is a server's. Where that may not be read, the name of its
+/// thread (which anyone may) tells whether it should have been.
+fn program(process: &Process) -> Result<Option<String>, (String, procfs::ProcError)> {
+    let is_server = |name: &str| PROGRAMS.contains(&name).then(|| name.to_owned());
+    match process.exe() {
+        Ok(exe) => {
+            let name = exe
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            // procfs marks a file that was replaced by an upgrade.
+            Ok(is_server(name.strip_suffix(" (deleted)").unwrap_or(name)))
+        }
+        Err(error) => match process.stat().ok().and_then(|stat| is_server(&stat.comm)) {
+            Some(name) => Err((name, error)),
+            None => Ok(None),
+        },
+    }
 }
 
 fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcError> {
@@ -66,7 +87,9 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
             sockets.insert(inode, descriptor.fd);
         }
     }
-    let other_ports = other_ports(&process.cmdline().unwrap_or_default());
+    let command_line = process.cmdline().unwrap_or_default();
+    let classic_ports = ports(&command_line, &CLASSIC_OPTIONS);
+    let other_ports = ports(&command_line, &OTHER_OPTIONS);
     let mut listeners = Vec::new();
     // A kernel without IPv6 has no tcp6.
     let entries = process
@@ -77,12 +100,14 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         let Some(&fd) = sockets.get(&entry.inode) else {
             continue;
         };
+        let port = entry.local_address.port();
         listeners.push(Listener {
             address: entry.local_address,
             fd,
             inode: entry.inode,
             cookie: None,
-            other: other_protocol(entry.local_address.port(), &other_ports),
+            other: other_protocol(port, &other_ports),
+            certain: CLASSIC_PORTS.contains(&port) || classic_ports.contains(&port),
             uncovered: None,
         });
     }
@@ -108,7 +133,6 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         cgroup,
         listeners,
         unix,
-        other_ports,
     })
 }
 
@@ -137,9 +161,9 @@ pub(super) fn container(cgroup: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Ports that a command line gives to other protocols, as `--name=port` or `--name port`; the servers take
+/// Ports that a command line gives with one of `options`, as `--name=port` or `--name port`; the servers take
 /// `-` and `_` for the same.
-fn other_ports(command_line: &[String]) -> Vec<u16> {
+fn ports(command_line: &[String], options: &[&str]) -> Vec<u16> {
     let mut ports = Vec::new();
     let mut arguments = command_line.iter().peekable();
     while let Some(argument) = arguments.next() {
@@ -152,7 +176,7 @@ fn other_ports(command_line: &[String]) -> Vec<u16> {
         };
         let name = name.replace('_', "-");
         let name = name.strip_prefix("loose-").unwrap_or(&name);
-        if OTHER_PORT_OPTIONS.contains(&name)
+        if options.contains(&name)
             && let Some(port) = value.and_then(|value| value.parse().ok())
         {
             ports.push(port);
@@ -181,13 +205,19 @@ mod tests {
 
     #[test]
     fn other_ports_are_read_in_each_spelling() {
-        assert_eq!(other_ports(&line("mysqld --mysqlx-port=13060")), [13060]);
         assert_eq!(
-            other_ports(&line("mysqld --loose_mysqlx_port 13060 --port=3306")),
+            ports(&line("mysqld --mysqlx-port=13060"), &OTHER_OPTIONS),
             [13060]
         );
         assert_eq!(
-            other_ports(&line("mysqld --port=3306 --mysqlx-port")),
+            ports(
+                &line("mysqld --loose_mysqlx_port 13060 --port=3306"),
+                &OTHER_OPTIONS
+            ),
+            [13060]
+        );
+        assert_eq!(
+            ports(&line("mysqld --port=3306 --mysqlx-port"), &OTHER_OPTIONS),
             [] as [u16; 0]
         );
     }

@@ -43,8 +43,6 @@ pub struct Server {
     pub listeners: Vec<Listener>,
     /// Its listening Unix sockets.
     pub unix: Vec<UnixListener>,
-    /// Ports that its command line gives to other protocols.
-    pub other_ports: Vec<u16>,
 }
 
 /// A listening TCP socket.
@@ -60,6 +58,9 @@ pub struct Listener {
     pub cookie: Option<u64>,
     /// What it speaks, if not the classic protocol.
     pub other: Option<&'static str>,
+    /// Whether its port says that it speaks the classic protocol. Else its greeting tells: its sessions are
+    /// judged from there on.
+    pub certain: bool,
     /// Why it is not covered, if so.
     pub uncovered: Option<String>,
 }

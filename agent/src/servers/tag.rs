@@ -29,7 +29,8 @@ pub struct Tagger {
     /// By inode: the tag, and the socket's cookie.
     tagged: HashMap<u64, (Tag, u64)>,
     unix: HashSet<u64>,
-    ports: HashSet<u16>,
+    /// Ports covered in place of sockets.
+    ports: HashMap<u16, Tag>,
 }
 
 impl Tagger {
@@ -40,7 +41,7 @@ impl Tagger {
             maps,
             tagged: HashMap::new(),
             unix: HashSet::new(),
-            ports: HashSet::new(),
+            ports: HashMap::new(),
         }
     }
 
@@ -56,10 +57,11 @@ impl Tagger {
                 if listener.other.is_some() && config.names_port(port) {
                     listener.other = None;
                 }
-                let class = if listener.is_classic() {
-                    ListenerClass::Classic
-                } else {
-                    ListenerClass::Other
+                listener.certain |= config.names_port(port);
+                let class = match (listener.is_classic(), listener.certain) {
+                    (false, _) => ListenerClass::Other,
+                    (true, true) => ListenerClass::Classic,
+                    (true, false) => ListenerClass::Pending,
                 };
                 let tag = Tag {
                     server: index,
@@ -151,7 +153,7 @@ impl Tagger {
     /// every network namespace.
     fn by_port(&mut self, listener: &mut Listener, tag: Tag, error: &anyhow::Error) {
         let port = listener.address.port();
-        if !listener.is_classic() || self.ports.contains(&port) {
+        if !listener.is_classic() || self.ports.get(&port) == Some(&tag) {
             return;
         }
         match self.maps.ports.insert(u32::from(port), tag, 0) {
@@ -161,7 +163,7 @@ impl Tagger {
                     error = format!("{error:#}"),
                     "the server's socket may not be touched: covered by its port, in all network namespaces"
                 );
-                self.ports.insert(port);
+                self.ports.insert(port, tag);
             }
             Err(full) => listener.uncovered = Some(format!("{error:#}; map PORTS: {full}")),
         }
