@@ -23,18 +23,18 @@ pub fn run(command: Command) -> Result<Exit> {
         Command::Scan { output } => {
             let found = scan::scan()?;
             if output.json {
-                print_json(&found)?
+                print_json(&found)?;
             } else {
-                print(&found.to_string())?
+                print(&found.to_string())?;
             }
             Ok(Exit::Ok)
         }
         Command::Doctor { output } => {
             let report = doctor::examine();
             if output.json {
-                print_json(&report)?
+                print_json(&report)?;
             } else {
-                print(&report.to_string())?
+                print(&report.to_string())?;
             }
             Ok(if report.can_enforce {
                 Exit::Ok
@@ -96,9 +96,9 @@ fn status(socket: &Path, json: bool) -> Result<Exit> {
     match ask(socket, control::Command::Status)? {
         Some(Answer::Status(status)) => {
             if json {
-                print_json(&status)?
+                print_json(&status)?;
             } else {
-                print(&status.to_string())?
+                print(&status.to_string())?;
             }
             Ok(Exit::Ok)
         }

@@ -176,7 +176,7 @@ pub fn ask(path: &Path, command: Command) -> Result<Answer> {
         source,
     })?;
     stream
-        .set_read_timeout(Some(Duration::from_secs(60)))
+        .set_read_timeout(Some(Duration::from_mins(1)))
         .context("set a timeout")?;
     let mut line = serde_json::to_vec(&Request {
         version: VERSION,

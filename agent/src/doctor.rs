@@ -53,7 +53,7 @@ struct Feature {
     test: fn() -> Result<String>,
 }
 
-const FEATURES: [Feature; 9] = [
+const FEATURES: [Feature; 10] = [
     Feature {
         name: "root of cgroup v2",
         required: true,
@@ -65,8 +65,15 @@ const FEATURES: [Feature; 9] = [
         name: "the gate's programs",
         required: true,
         cost: "nothing can be judged",
-        remedy: "run as root, or with CAP_BPF and CAP_NET_ADMIN (CAP_SYS_ADMIN before Linux 5.8), on Linux 5.10 or later with CONFIG_CGROUP_BPF=y and CONFIG_DEBUG_INFO_BTF=y",
+        remedy: "Linux 5.10 or later with CONFIG_CGROUP_BPF=y; RUST_LOG=debug musttls run shows what the verifier says",
         test: programs,
+    },
+    Feature {
+        name: "CAP_BPF and CAP_PERFMON",
+        required: true,
+        cost: "the gate's programs are not taken",
+        remedy: "run as root, or add both capabilities to the unit (before Linux 5.8: CAP_SYS_ADMIN)",
+        test: bpf_capabilities,
     },
     Feature {
         name: "CAP_NET_ADMIN",
@@ -107,7 +114,7 @@ const FEATURES: [Feature; 9] = [
         name: "tracing of Unix connections (fentry)",
         required: false,
         cost: "sessions over Unix sockets are found by polling once a second: short ones are missed",
-        remedy: "a kernel with BTF that allows tracing: lockdown below confidentiality, CAP_PERFMON, on arm64 Linux 6.4 or later",
+        remedy: "Linux 5.11 or later (arm64: 6.4) with CONFIG_DEBUG_INFO_BTF=y, CAP_PERFMON, and tracing allowed: lockdown forbids it at confidentiality",
         test: unix_probe,
     },
     Feature {
@@ -161,27 +168,22 @@ fn cgroup_root() -> Result<String> {
 }
 
 fn programs() -> Result<String> {
-    Loaded::new()
-        .map(|_| "the verifier accepts them".to_owned())
-        .map_err(without_log)
+    Loaded::new().map(|_| "the verifier accepts them".to_owned())
 }
 
 fn unix_probe() -> Result<String> {
-    match Loaded::new().map_err(without_log)?.unix_probe() {
+    match Loaded::new()?.unix_probe() {
         UnixProbe::Kernel => Ok("each connection is reported".to_owned()),
         UnixProbe::Polling(why) => anyhow::bail!("{why}"),
     }
 }
 
-/// The error without the verifier's log, which is for developers.
-fn without_log(error: anyhow::Error) -> anyhow::Error {
-    let text = format!("{error:#}");
-    let short = text
-        .split(". Verifier output")
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    anyhow::anyhow!(short)
+/// `CAP_BPF` and `CAP_PERFMON`, or `CAP_SYS_ADMIN`, which stands for both. The verifier wants `CAP_PERFMON` for
+/// offsets that it knows only within bounds.
+fn bpf_capabilities() -> Result<String> {
+    let both = capability("CAP_BPF", 39).and_then(|_| capability("CAP_PERFMON", 38));
+    let instead = capability("CAP_SYS_ADMIN", 21);
+    if instead.is_ok() { instead } else { both }
 }
 
 /// Whether this process has a capability in effect (capabilities(7), proc(5) `CapEff`).

@@ -149,7 +149,7 @@ mod tests {
         };
         judge(segment, greeting, claimed, |index| {
             bytes
-                .get((i64::from(start) + i64::from(index)) as usize)
+                .get(usize::try_from(i64::from(start) + i64::from(index)).ok()?)
                 .copied()
         })
     }
@@ -244,7 +244,7 @@ mod tests {
         #[test]
         fn no_cut_of_a_plaintext_login_passes(start in -8_i32..70, len in 1_usize..80) {
             let judgement = of(&plaintext_login(), start, len, Greeting::WithTls, false);
-            let reaches_flags = i64::from(start) + len as i64 > 4;
+            let reaches_flags = i64::from(start) + i64::try_from(len).unwrap() > 4;
             prop_assert_eq!(judgement == Judgement::Neutral, !reaches_flags);
             prop_assert_ne!(judgement, Judgement::Claim);
         }

@@ -18,6 +18,11 @@
 //! Invariant: no I/O, no clock, no allocation, no dependency; `unsafe` only in `pod`.
 
 #![no_std]
+#![expect(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    reason = "`From` is not available in const functions, and what is cast is bounded beside the cast"
+)]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
 pub mod addr;

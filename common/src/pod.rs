@@ -1,7 +1,7 @@
 //! User space only: which types may be copied to and from maps as bytes.
 
 use crate::event::{Event, UnixPeer};
-use crate::policy::{PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey};
+use crate::policy::{PolicyRoot, RuleSet, RuleTimes, ServerPolicy, SlotAddress, SlotUser, UserKey};
 use crate::session::{Listener, SocketRecord};
 
 /// A `repr(C)` type whose fields have no padding between them and no invalid bit pattern.
@@ -21,6 +21,8 @@ pod! {
     RuleSet = 128,
     RuleTimes = 8,
     ServerPolicy = 128 + 1 + 7,
+    SlotAddress = 8 + 16,
+    SlotUser = 8 + 128,
     SocketRecord = 8 + 8 + 40 + 4 + 4 + 12 + 16 + 4 + 4 + 2 + 2 + 4 + 6 + 2 + 4,
     UnixPeer = 8 + 4 + 4 + 16,
     UserKey = 128,

@@ -71,6 +71,45 @@ impl UserKey {
     }
 }
 
+/// Most networks in a policy's table.
+pub const MAX_NETWORK_ENTRIES: usize = 131_072;
+/// Most users in a policy's table.
+pub const MAX_USER_ENTRIES: usize = 16_384;
+/// Bits of [`SlotAddress`] before the address.
+pub const SLOT_BITS: u32 = 64;
+
+/// Key of the network table: the slot, all of whose bits count, and an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SlotAddress {
+    /// The slot; eight bytes, so that values behind the key are aligned.
+    pub slot: [u8; 8],
+    /// IPv6 address, or IPv4-mapped.
+    pub address: [u8; 16],
+}
+
+impl SlotAddress {
+    /// The key of `address` in `slot`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(slot: u32, address: [u8; 16]) -> Self {
+        Self {
+            slot: [slot as u8, 0, 0, 0, 0, 0, 0, 0],
+            address,
+        }
+    }
+}
+
+/// Key of the user table: the slot and a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SlotUser {
+    /// The slot.
+    pub slot: u64,
+    /// The user.
+    pub user: UserKey,
+}
+
 /// Settings of one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
     use crate::stream::advance;
 
-    /// A `ServerHello` of OpenSSL 3.0: TLS 1.3, TLS_AES_256_GCM_SHA384.
+    /// A `ServerHello` of OpenSSL 3.0: TLS 1.3, `TLS_AES_256_GCM_SHA384`.
     fn server_hello(version_extension: Option<u16>, key_share_first: bool) -> std::vec::Vec<u8> {
         let mut extensions = std::vec::Vec::new();
         let key_share = [

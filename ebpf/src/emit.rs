@@ -1,11 +1,12 @@
 //! Counters and records.
 
 use core::arch::asm;
+use core::ffi::c_void;
 use core::mem::offset_of;
 use core::ptr;
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::bpf_ringbuf_output;
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_output, bpf_ringbuf_query};
 use musttls_common::counter::{self, Global, Outcome};
 use musttls_common::event::{Event, Kind, LOGIN_HEAD_LEN, Login, TAIL_MAX};
 use musttls_common::session::SocketRecord;
@@ -64,10 +65,14 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
     event._pad = [0; 7];
 }
 
+/// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself ten times a
+/// second; a denial wakes it at once.
+const WAKE_AT: u64 = 256 << 10;
+
 /// Writes `size` bytes of a record to the ring of its kind.
 #[inline(always)]
 fn output(denial: bool, data: *const u8, size: u64) {
-    let (ring, lost) = if denial {
+    let (ring, lost): (*mut c_void, _) = if denial {
         (
             ptr::from_ref(&DENIALS).cast_mut().cast(),
             Global::LostDenials,
@@ -78,8 +83,19 @@ fn output(denial: bool, data: *const u8, size: u64) {
             Global::LostSessions,
         )
     };
+    let flags = if denial {
+        0
+    } else {
+        // SAFETY: `ring` is a ring buffer.
+        let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+        u64::from(if waiting < WAKE_AT {
+            BPF_RB_NO_WAKEUP
+        } else {
+            BPF_RB_FORCE_WAKEUP
+        })
+    };
     // SAFETY: `data` has `size` readable bytes: each caller passes a record and at most its length.
-    let error = unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, 0) };
+    let error = unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, flags) };
     if error != 0 {
         count_global(lost);
     }

@@ -198,7 +198,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
 }
 
 /// Whether a segment that starts at `start` of the client's stream may be (part of) a login: the
-/// sequence id of the first packet is 1. A TLS ClientHello can have a 1 there too, as the high byte of
+/// sequence id of the first packet is 1. A TLS `ClientHello` can have a 1 there too, as the high byte of
 /// its length, but not `16 03` before it.
 #[inline(always)]
 fn may_be_login(ctx: &SkBuffContext, tcp: &Tcp, start: i32) -> bool {
@@ -283,9 +283,10 @@ fn plaintext(
 
     if let Some(policy) = &policy {
         record.policy_version = policy.version();
-        let key = UserKey(scratch.login.user);
+        scratch.user.slot = u64::from(policy.slot());
+        scratch.user.user = UserKey(scratch.login.user);
         let named = if user == User::Whole {
-            Some(&key)
+            Some(&scratch.user)
         } else {
             None
         };

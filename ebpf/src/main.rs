@@ -10,6 +10,24 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the kernel's numbers come in registers of 64 bits; what is cast is bounded beside the cast"
+)]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "reading a field of the context is a dereference and a union in one"
+)]
+#![expect(
+    clippy::mut_from_ref,
+    reason = "maps are changed through shared references"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the macros of aya-ebpf pass contexts by value"
+)]
 
 mod egress;
 mod emit;
@@ -45,14 +63,17 @@ fn sock(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
     if sk.is_null() { None } else { Some(sk) }
 }
 
-/// Client to server.
+/// Client to server. Inlined into the entry point that the macro makes, so that the packets of decided and of
+/// unprotected sockets cost no call.
 #[cgroup_skb(ingress)]
+#[inline(always)]
 fn on_ingress(ctx: SkBuffContext) -> i32 {
     skb_result(ingress::on_packet(&ctx))
 }
 
 /// Server to client.
 #[cgroup_skb(egress)]
+#[inline(always)]
 fn on_egress(ctx: SkBuffContext) -> i32 {
     skb_result(egress::on_packet(&ctx))
 }
@@ -73,7 +94,7 @@ fn on_unix_connect(ctx: FEntryContext) -> i32 {
 
 /// A reachable panic must not load: the verifier refuses the endless loop.
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+const fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 

@@ -4,13 +4,14 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use musttls_common::counter::COUNTERS as COUNTER_COUNT;
 use musttls_common::event::{Event, Login};
 use musttls_common::policy::{
-    MAX_RULES, MAX_SERVERS, PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey, Walk,
+    MAX_NETWORK_ENTRIES, MAX_RULES, MAX_SERVERS, MAX_USER_ENTRIES, PolicyRoot, RuleSet, RuleTimes,
+    ServerPolicy, SlotAddress, SlotUser, Walk,
 };
 use musttls_common::session::{Listener, SocketRecord};
 
@@ -142,6 +143,7 @@ pub(crate) static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new()
 pub(crate) struct Scratch {
     pub(crate) event: Event,
     pub(crate) login: Login,
+    pub(crate) user: SlotUser,
     pub(crate) walk: Walk,
 }
 
@@ -157,25 +159,30 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static ACTIVE: Array<u32, 1> = Array::new();
 
-/// Policy tables, two slots each. The agent builds the tables of the slot that is not in force, puts
-/// them in place (which waits until no program uses the former ones) and then writes [`ACTIVE`].
+/// What a policy holds once, by slot.
+///
+/// Policy tables have two slots in one map. The agent fills the slot that is not in force, waits until no
+/// program uses it, and then writes [`ACTIVE`]. (Not maps in maps: before Linux 6.2 the kernel takes an inner
+/// map only if it was made with the BTF of the one declared here, which the agent's library cannot.)
 ///
 /// Writer: agent. Reader: `policy`.
 #[btf_map]
-pub(crate) static ROOTS: ArrayOfMaps<Array<PolicyRoot, 1>, 2> = ArrayOfMaps::new();
-/// Settings of each server, by index. See [`ROOTS`].
+pub(crate) static ROOTS: Array<PolicyRoot, 2> = Array::new();
+/// Settings of each server, by slot and index. See [`ROOTS`].
 #[btf_map]
-pub(crate) static SERVERS: ArrayOfMaps<Array<ServerPolicy, MAX_SERVERS>, 2> = ArrayOfMaps::new();
-/// Exceptions by source network. See [`ROOTS`].
+pub(crate) static SERVERS: Array<ServerPolicy, { 2 * MAX_SERVERS }> = Array::new();
+/// Exceptions by slot and source network. Entry: 152 bytes and about 60 of the kernel's. See [`ROOTS`].
 #[btf_map]
-pub(crate) static NETWORKS: ArrayOfMaps<LpmTrie<[u8; 16], RuleSet, 131_072>, 2> =
-    ArrayOfMaps::new();
-/// Exceptions by user. See [`ROOTS`].
+pub(crate) static NETWORKS: LpmTrie<SlotAddress, RuleSet, { 2 * MAX_NETWORK_ENTRIES }> =
+    LpmTrie::new();
+/// Exceptions by slot and user. Entry: 264 bytes and about 60 of the kernel's. See [`ROOTS`].
 #[btf_map]
-pub(crate) static USERS: ArrayOfMaps<
-    HashMap<UserKey, RuleSet, 16384, { BPF_F_NO_PREALLOC as usize }>,
-    2,
-> = ArrayOfMaps::new();
-/// When each exception ends. See [`ROOTS`].
+pub(crate) static USERS: HashMap<
+    SlotUser,
+    RuleSet,
+    { 2 * MAX_USER_ENTRIES },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+/// When each exception ends, by slot and index. See [`ROOTS`].
 #[btf_map]
-pub(crate) static TIMES: ArrayOfMaps<Array<RuleTimes, MAX_RULES>, 2> = ArrayOfMaps::new();
+pub(crate) static TIMES: Array<RuleTimes, { 2 * MAX_RULES }> = Array::new();

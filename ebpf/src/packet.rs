@@ -157,7 +157,7 @@ pub(crate) fn advance<R: Reader + Copy>(
 /// former round left there for a difference between two states.
 #[inline(always)]
 pub(crate) fn load_words<T: Copy>(place: *const T) -> T {
-    const { assert!(size_of::<T>() % 4 == 0 && size_of::<T>() <= 16 && align_of::<T>() >= 4) };
+    const { assert!(size_of::<T>().is_multiple_of(4) && size_of::<T>() <= 16 && align_of::<T>() >= 4) };
     let mut words = [0_u32; 4];
     let mut index = 0;
     while index < size_of::<T>() / 4 {

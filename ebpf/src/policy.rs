@@ -4,7 +4,10 @@ use core::ptr;
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use musttls_common::policy::{NEVER, PolicyRoot, Round, ServerPolicy, UserKey, WALK_ROUNDS, Walk};
+use musttls_common::policy::{
+    MAX_RULES, MAX_SERVERS, NEVER, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress,
+    SlotUser, WALK_ROUNDS, Walk,
+};
 use musttls_common::session::Endpoints;
 use musttls_common::verdict::Mode;
 
@@ -24,9 +27,16 @@ impl Policy<'_> {
     #[inline(always)]
     pub(crate) fn of(server: u16) -> Option<Self> {
         let slot = *ACTIVE.get(0)? & 1;
-        let root = ROOTS.get_value(slot, &0)?;
-        let server = SERVERS.get_value(slot, &u32::from(server))?;
+        let root = ROOTS.get(slot)?;
+        let server =
+            SERVERS.get(slot * MAX_SERVERS as u32 + u32::from(server) % MAX_SERVERS as u32)?;
         Some(Self { slot, root, server })
+    }
+
+    /// The slot of the tables.
+    #[inline(always)]
+    pub(crate) const fn slot(&self) -> u32 {
+        self.slot
     }
 
     #[inline(always)]
@@ -61,16 +71,14 @@ impl Policy<'_> {
     pub(crate) fn exception(
         &self,
         endpoints: &Endpoints,
-        user: Option<&UserKey>,
+        user: Option<&SlotUser>,
         walk: &mut Walk,
     ) -> Option<u16> {
-        let networks = NETWORKS.get(self.slot)?;
-        let source = networks.get(&Key::new(128, endpoints.client_addr))?;
+        let address = SlotAddress::new(self.slot, endpoints.client_addr);
+        let source = NETWORKS.get(&Key::new(SLOT_BITS + 128, address))?;
         let named = match user {
-            // SAFETY: the agent does not change a table once it is in place.
-            Some(user) => USERS
-                .get(self.slot)
-                .and_then(|users| unsafe { users.get(user) }),
+            // SAFETY: the agent does not change the tables of the slot in force.
+            Some(user) => unsafe { USERS.get(user) },
             None => None,
         };
         let user = named.unwrap_or(&self.root.any_user);
@@ -89,7 +97,7 @@ impl Policy<'_> {
             store_words(place, walk);
             match found {
                 Round::Rule(rule) => {
-                    let times = TIMES.get_value(self.slot, &rule)?;
+                    let times = TIMES.get(self.slot * MAX_RULES as u32 + rule)?;
                     if times.expires_ns == NEVER || now < times.expires_ns {
                         return Some(rule as u16);
                     }

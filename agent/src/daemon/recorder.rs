@@ -41,7 +41,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(
+    pub(super) const fn new(
         policy_name: String,
         registry: Arc<Registry>,
         audit: AuditLog,

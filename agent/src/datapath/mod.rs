@@ -1,20 +1,23 @@
 //! The gate as the agent sees it: load, attach, fill tables, read rings and counters. The only user of aya.
 
 pub mod cgroup;
+mod maps;
 mod tables;
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf, SkStorage};
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, SockOps};
+use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, ProgramError, SockOps,
+};
 use aya::{Btf, Ebpf, EbpfLoader};
 use musttls_common::event::{Event, LOGIN_HEAD_LEN, UnixPeer};
 use musttls_common::mysql::USER_MAX;
-use musttls_common::session::{Listener, SocketRecord};
 use tokio::io::unix::AsyncFd;
 
+pub use maps::{Counters, Held, Listeners};
 pub use tables::PolicyTables;
 
 /// The gate's object, built from `ebpf/` by the build script.
@@ -33,22 +36,19 @@ pub enum UnixProbe {
     Polling(String),
 }
 
+/// The programs and their links: dropping it takes the gate off.
+pub struct Gate(#[expect(dead_code, reason = "keeps the programs attached")] Ebpf);
+
 /// The gate, attached.
 pub struct Datapath {
     /// The programs and their links: dropping it takes the gate off.
-    pub gate: Ebpf,
-    /// Records of listeners.
-    pub sockets: SkStorage<MapData, SocketRecord>,
-    /// Listening Unix sockets of servers.
-    pub unix_listeners: SkStorage<MapData, u64>,
-    /// What is known of new listeners, by cookie.
-    pub listeners: HashMap<MapData, u64, Listener>,
-    /// Ports of servers whose sockets may not be touched.
-    pub ports: HashMap<MapData, u32, Listener>,
+    pub gate: Gate,
+    /// What the gate knows of listeners.
+    pub listeners: Listeners,
     /// Denied sessions that wait for their refusal.
-    pub held: HashMap<MapData, u64, Event>,
-    /// Counters, by `musttls_common::counter`.
-    pub counters: PerCpuArray<MapData, u64>,
+    pub held: Held,
+    /// Counters.
+    pub counters: Counters,
     /// Policy tables.
     pub policy: PolicyTables,
     /// Denied sessions and new listeners.
@@ -73,14 +73,12 @@ impl Loaded {
             .context("load the gate's maps (bpf(2))")?;
         for name in ["on_ingress", "on_egress"] {
             let program: &mut CgroupSkb = program(&mut gate, name)?;
-            program
-                .load()
-                .with_context(|| format!("load the gate's program {name}"))?;
+            program.load().map_err(|error| refused(name, error))?;
         }
         let program: &mut SockOps = program(&mut gate, "on_sock_ops")?;
         program
             .load()
-            .context("load the gate's program on_sock_ops")?;
+            .map_err(|error| refused("on_sock_ops", error))?;
         Ok(Self { gate })
     }
 
@@ -90,6 +88,7 @@ impl Loaded {
     }
 
     /// Tries whether the kernel can report connections to Unix sockets.
+    #[must_use]
     pub fn unix_probe(mut self) -> UnixProbe {
         attached(attach_unix_probe(&mut self.gate))
     }
@@ -114,17 +113,19 @@ impl Loaded {
 
         let unix_probe = attached(attach_unix_probe(gate));
         Ok(Datapath {
-            sockets: take(gate, "SOCKETS")?,
-            unix_listeners: take(gate, "UNIX_LISTENERS")?,
-            listeners: take(gate, "LISTENERS")?,
-            ports: take(gate, "PORTS")?,
-            held: take(gate, "HELD")?,
-            counters: take(gate, "COUNTERS")?,
+            listeners: Listeners {
+                sockets: take(gate, "SOCKETS")?,
+                unix: take(gate, "UNIX_LISTENERS")?,
+                by_cookie: take(gate, "LISTENERS")?,
+                by_port: take(gate, "PORTS")?,
+            },
+            held: Held(take(gate, "HELD")?),
+            counters: Counters(take(gate, "COUNTERS")?),
             denials: Ring(take(gate, "DENIALS")?),
             sessions: Ring(take(gate, "SESSIONS")?),
             policy,
             unix_probe,
-            gate: self.gate,
+            gate: Gate(self.gate),
         })
     }
 }
@@ -139,24 +140,32 @@ fn attached(result: Result<()>) -> UnixProbe {
 fn attach_unix_probe(gate: &mut Ebpf) -> Result<()> {
     let btf = Btf::from_sys_fs().context("read /sys/kernel/btf/vmlinux")?;
     let program: &mut FEntry = program(gate, "on_unix_connect")?;
-    program.load(UNIX_CONNECT, &btf).map_err(first_line)?;
-    program.attach().map_err(first_line)?;
+    program
+        .load(UNIX_CONNECT, &btf)
+        .map_err(|error| refused("on_unix_connect", error))?;
+    program
+        .attach()
+        .with_context(|| format!("attach fentry to {UNIX_CONNECT}"))?;
     Ok(())
 }
 
-/// The message of an error without the verifier's log.
-fn first_line(error: impl std::fmt::Display) -> anyhow::Error {
-    let text = error.to_string();
-    let line = text.split(". Verifier output").next().unwrap_or_default();
-    anyhow::anyhow!(
-        "fentry of {UNIX_CONNECT}: {}",
-        line.lines().next().unwrap_or_default()
-    )
+/// Why the kernel did not take a program. The verifier's log, which is long and for developers, goes to the
+/// debug log.
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    tracing::debug!("{name}: {error}");
+    let error = match error {
+        ProgramError::LoadError { io_error, .. } => anyhow::Error::from(io_error),
+        other => anyhow::Error::from(other),
+    };
+    error.context(format!(
+        "load the gate's program {name} (musttls doctor says what this host lacks; RUST_LOG=debug shows \
+         the verifier's log)"
+    ))
 }
 
 fn program<'a, P>(gate: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let program = gate
         .program_mut(name)

@@ -1,30 +1,37 @@
 //! Policy tables: built beside those in force, visible in one map write.
 
+use std::io;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData};
-use musttls_common::policy::{PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey};
+use aya::maps::{Array, HashMap, MapData};
+use musttls_common::policy::{
+    MAX_RULES, MAX_SERVERS, PolicyRoot, RuleSet, RuleTimes, SLOT_BITS, ServerPolicy, SlotAddress,
+    SlotUser,
+};
 
 use super::take;
 use crate::policy::Tables;
 
-/// `BPF_F_NO_PREALLOC` (`include/uapi/linux/bpf.h`).
-const BPF_F_NO_PREALLOC: u32 = 1;
-/// Entries of the inner maps; the kernel takes only maps of the size the gate declares.
-const NETWORKS: u32 = 131_072;
-const USERS: u32 = 16_384;
-
-type Outer<V> = ArrayOfMaps<MapData, V>;
-
-/// The gate's policy tables.
+/// The gate's policy tables: each has two slots.
 pub struct PolicyTables {
     active: Array<MapData, u32>,
-    roots: Outer<Array<MapData, PolicyRoot>>,
-    servers: Outer<Array<MapData, ServerPolicy>>,
-    networks: Outer<LpmTrie<MapData, [u8; 16], RuleSet>>,
-    users: Outer<HashMap<MapData, UserKey, RuleSet>>,
-    times: Outer<Array<MapData, RuleTimes>>,
+    roots: Array<MapData, PolicyRoot>,
+    servers: Array<MapData, ServerPolicy>,
+    networks: LpmTrie<MapData, SlotAddress, RuleSet>,
+    users: HashMap<MapData, SlotUser, RuleSet>,
+    times: Array<MapData, RuleTimes>,
+    /// What each slot holds in the keyed tables. Asking the kernel instead takes it the square of their number
+    /// (`trie_get_next_key`).
+    filled: [Keys; 2],
+}
+
+#[derive(Default)]
+struct Keys {
+    networks: Vec<Key<SlotAddress>>,
+    users: Vec<SlotUser>,
 }
 
 impl PolicyTables {
@@ -36,72 +43,86 @@ impl PolicyTables {
             networks: take(gate, "NETWORKS")?,
             users: take(gate, "USERS")?,
             times: take(gate, "TIMES")?,
+            filled: <[Keys; 2]>::default(),
         })
     }
 
     /// Puts a policy in force, or leaves the former one as it is.
     ///
-    /// The slot that is not in force is filled with new maps. The kernel returns from putting a map in its
-    /// place only when no program uses the former one (`maybe_wait_bpf_programs`, Linux 4.18, commit
-    /// 1ae80cf31938), so a program sees one policy or the other, whole.
+    /// The slot that is not in force is emptied and filled; one write of ACTIVE then makes it visible. A program
+    /// reads ACTIVE once, so it sees one policy or the other, whole.
     pub fn install(&mut self, tables: &Tables) -> Result<()> {
         let slot = (self.active.get(&0, 0).context("read map ACTIVE")? + 1) % 2;
+        // A program that began before the last switch may still use this slot.
+        wait_for_programs();
+        self.empty(slot)?;
+        let [first, second] = &mut self.filled;
+        let keys = if slot == 0 { first } else { second };
 
-        let mut roots = Array::create(1, 0).context("make a policy root table")?;
-        roots
-            .set(0, tables.root, 0)
-            .context("fill the policy root")?;
-        let mut servers =
-            Array::create(count(tables.servers.len()), 0).context("make a server table")?;
-        for (index, server) in (0..).zip(&tables.servers) {
-            servers
+        for (index, server) in (slot * count(MAX_SERVERS)..).zip(&tables.servers) {
+            self.servers
                 .set(index, server, 0)
-                .context("fill the server table")?;
+                .context("fill the table of servers (map SERVERS)")?;
         }
-        let mut networks =
-            LpmTrie::create(NETWORKS, BPF_F_NO_PREALLOC).context("make a network table")?;
         for (prefix, address, rules) in &tables.networks {
-            networks
-                .insert(&Key::new(*prefix, *address), rules, 0)
-                .context("fill the network table")?;
+            let key = Key::new(SLOT_BITS + prefix, SlotAddress::new(slot, *address));
+            self.networks
+                .insert(&key, rules, 0)
+                .context("fill the table of networks (map NETWORKS)")?;
+            keys.networks.push(key);
         }
-        let mut users = HashMap::create(USERS, BPF_F_NO_PREALLOC).context("make a user table")?;
         for (user, rules) in &tables.users {
-            users
-                .insert(user, rules, 0)
-                .context("fill the user table")?;
+            let key = SlotUser {
+                slot: slot.into(),
+                user: *user,
+            };
+            self.users
+                .insert(key, rules, 0)
+                .context("fill the table of users (map USERS)")?;
+            keys.users.push(key);
         }
-        let rules = count(musttls_common::policy::MAX_RULES);
-        let mut times = Array::create(rules, 0).context("make a table of end times")?;
-        for (index, time) in (0..).zip(&tables.times) {
-            times
+        for (index, time) in (slot * count(MAX_RULES)..).zip(&tables.times) {
+            self.times
                 .set(index, time, 0)
-                .context("fill the table of end times")?;
+                .context("fill the table of end times (map TIMES)")?;
         }
-
         self.roots
-            .set(slot, &roots, 0)
-            .context("put the policy root in place")?;
-        self.servers
-            .set(slot, &servers, 0)
-            .context("put the server table in place")?;
-        self.networks
-            .set(slot, &networks, 0)
-            .context("put the network table in place")?;
-        self.users
-            .set(slot, &users, 0)
-            .context("put the user table in place")?;
-        self.times
-            .set(slot, &times, 0)
-            .context("put the table of end times in place")?;
+            .set(slot, tables.root, 0)
+            .context("fill the policy root (map ROOTS)")?;
         self.active
             .set(0, slot, 0)
-            .context("switch to the new policy (map ACTIVE)")?;
-        // Once more, only to wait: a program may have read ACTIVE before the switch and still use the former
-        // slot, which the next call replaces table by table.
-        self.roots
-            .set(slot, &roots, 0)
-            .context("wait for the programs that use the former policy")
+            .context("switch to the new policy (map ACTIVE)")
+    }
+
+    /// Removes what a former policy has left in the keyed tables of `slot`.
+    fn empty(&mut self, slot: u32) -> Result<()> {
+        let [first, second] = &mut self.filled;
+        let keys = if slot == 0 { first } else { second };
+        for key in &keys.networks {
+            self.networks
+                .remove(key)
+                .context("empty the table of networks (map NETWORKS)")?;
+        }
+        for user in &keys.users {
+            self.users
+                .remove(user)
+                .context("empty the table of users (map USERS)")?;
+        }
+        *keys = Keys::default();
+        Ok(())
+    }
+}
+
+/// Waits until each program that runs now has ended: they run under RCU, and `MEMBARRIER_CMD_GLOBAL` waits for
+/// a grace period (`kernel/sched/membarrier.c`, Linux 4.16; EINVAL with `nohz_full`).
+fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes numbers only.
+    let error = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if error != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "membarrier");
+        // A program runs for microseconds, and is not interrupted by other tasks.
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -26,20 +26,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aya::maps::MapData;
 use musttls_common::event::{Event, Kind};
 use musttls_common::verdict::Reason;
 use rustix::event::epoll;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
-use crate::datapath::{Extra, Record, Ring};
+use crate::datapath::{Extra, Held, Record, Ring};
 use crate::servers::Registry;
 use locate::Locator;
 use socket::Socket;
 
 /// How long a server may take to let go of a session that it was told to end, before it is reset.
 const LET_GO: Duration = Duration::from_millis(100);
+/// From the ERR packet to the soft landing. A server that calls recv(2) while its socket is in repair mode, which
+/// takes a microsecond or two, gets EPERM and counts a handshake error; one that waits for the socket does not.
+/// After the greeting it begins to wait at once, unless it is short of CPU: this is its time to do so.
+const SETTLE: Duration = Duration::from_millis(2);
 /// How often the map of held sessions is looked through for ones whose event was lost.
 const SWEEP: Duration = Duration::from_millis(250);
 /// After this long, a session that waits for its greeting and is not in the map of held ones is gone: its end was
@@ -109,9 +112,6 @@ pub enum Report {
     Unreadable(io::Error),
 }
 
-/// The map of held sessions.
-pub type Held = aya::maps::HashMap<MapData, u64, Event>;
-
 /// The refusal thread's state.
 pub struct Engine {
     ring: Ring,
@@ -123,6 +123,7 @@ pub struct Engine {
     epoll: std::os::fd::OwnedFd,
     locators: HashMap<i32, Locator>,
     waiting: HashMap<u64, Waiting>,
+    told: HashMap<u64, Notified>,
     landing: HashMap<u64, Landing>,
     /// Sessions for which nothing can be done, as long as they are in the map of held ones.
     given_up: HashSet<u64>,
@@ -134,6 +135,17 @@ struct Waiting {
     attempts: u32,
     next: Instant,
     since: Instant,
+}
+
+/// A session whose client has been told, or cannot be.
+struct Notified {
+    record: Record,
+    socket: Socket,
+    /// What to put into the server's receive queue.
+    landing: Option<Vec<u8>>,
+    told_after: Option<Duration>,
+    pid: i32,
+    land_at: Instant,
 }
 
 /// A session that the server has been told to end. Its socket is not kept: the server's close must be the
@@ -173,6 +185,7 @@ impl Engine {
             epoll,
             locators: HashMap::new(),
             waiting: HashMap::new(),
+            told: HashMap::new(),
             landing: HashMap::new(),
             given_up: HashSet::new(),
         })
@@ -201,6 +214,7 @@ impl Engine {
             }
             self.read_ring();
             self.refuse_waiting();
+            self.land_due();
             self.reset_overdue();
             if swept.elapsed() >= SWEEP {
                 self.sweep();
@@ -217,7 +231,8 @@ impl Engine {
             .filter(|waiting| waiting.is_greeted())
             .map(|waiting| waiting.next);
         let landing = self.landing.values().map(|landing| landing.deadline);
-        waiting.chain(landing).fold(sweep, Instant::min)
+        let told = self.told.values().map(|told| told.land_at);
+        waiting.chain(told).chain(landing).fold(sweep, Instant::min)
     }
 
     fn read_ring(&mut self) {
@@ -227,7 +242,7 @@ impl Engine {
                     self.report(Report::Listen(record.event));
                 }
                 Ok(record) if record.event.kind == Kind::Released as u8 => {
-                    self.released(record.event)
+                    self.released(record.event);
                 }
                 Ok(record) => self.denied(record),
                 Err(error) => self.report(Report::Unreadable(error)),
@@ -238,24 +253,22 @@ impl Engine {
     /// Takes a denied session, or what is new about one: that its greeting is out.
     fn denied(&mut self, record: Record) {
         let cookie = record.event.cookie;
-        if self.landing.contains_key(&cookie) || self.given_up.contains(&cookie) {
+        let known = self.told.contains_key(&cookie) || self.landing.contains_key(&cookie);
+        if known || self.given_up.contains(&cookie) {
             return;
         }
-        match self.waiting.get_mut(&cookie) {
-            Some(waiting) => {
-                waiting.record.event.greeting_len = record.event.greeting_len;
-                waiting.record.event.mariadb = record.event.mariadb;
-            }
-            None => {
-                let now = Instant::now();
-                let waiting = Waiting {
-                    record,
-                    attempts: 0,
-                    next: now,
-                    since: now,
-                };
-                self.waiting.insert(cookie, waiting);
-            }
+        if let Some(waiting) = self.waiting.get_mut(&cookie) {
+            waiting.record.event.greeting_len = record.event.greeting_len;
+            waiting.record.event.mariadb = record.event.mariadb;
+        } else {
+            let now = Instant::now();
+            let waiting = Waiting {
+                record,
+                attempts: 0,
+                next: now,
+                since: now,
+            };
+            self.waiting.insert(cookie, waiting);
         }
     }
 
@@ -369,6 +382,43 @@ impl Engine {
         } else {
             None
         };
+        let land_at = Instant::now() + SETTLE;
+        let told = Notified {
+            record,
+            socket,
+            landing,
+            told_after,
+            pid,
+            land_at,
+        };
+        self.told.insert(event.cookie, told);
+    }
+
+    /// Releases the servers of the sessions whose clients were told.
+    fn land_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<u64> = self
+            .told
+            .iter()
+            .filter(|(_, told)| told.land_at <= now)
+            .map(|(&cookie, _)| cookie)
+            .collect();
+        for cookie in due {
+            if let Some(told) = self.told.remove(&cookie) {
+                self.land(told);
+            }
+        }
+    }
+
+    fn land(&mut self, told: Notified) {
+        let Notified {
+            record,
+            socket,
+            landing,
+            told_after,
+            pid,
+            ..
+        } = told;
         let landed = landing.is_some_and(|bytes| {
             let landed = socket.inject(&bytes).and_then(|()| socket.end_reading());
             if let Err(error) = &landed {
@@ -388,16 +438,14 @@ impl Engine {
             tracing::debug!(%error, pid, "SO_LINGER of a denied session");
         }
         let deadline = Instant::now() + LET_GO;
-        self.landing.insert(
-            event.cookie,
-            Landing {
-                record,
-                outcome,
-                told_after,
-                pid,
-                deadline,
-            },
-        );
+        let landing = Landing {
+            record,
+            outcome,
+            told_after,
+            pid,
+            deadline,
+        };
+        self.landing.insert(landing.record.event.cookie, landing);
     }
 
     /// The socket of a denied session is closed.
@@ -419,6 +467,8 @@ impl Engine {
                 released_after,
                 pid: Some(pid),
             });
+        } else if let Some(told) = self.told.remove(&event.cookie) {
+            self.done(told.record, Outcome::Gone, told.told_after, Some(told.pid));
         } else if let Some(waiting) = self.waiting.remove(&event.cookie) {
             self.done(waiting.record, Outcome::Gone, None, None);
         }
@@ -517,21 +567,13 @@ impl Engine {
     }
 
     fn refused(&mut self, refused: Refused) {
-        // The gate removes it too, when the socket closes: then there is nothing to remove.
-        if let Err(error) = self.held.remove(&refused.record.event.cookie) {
-            tracing::trace!(%error, "held session");
-        }
+        self.held.remove(refused.record.event.cookie);
         self.report(Report::Refused(Box::new(refused)));
     }
 
     /// Finds the sessions whose event was lost: the map is the truth.
     fn sweep(&mut self) {
-        let held: Vec<Event> = self
-            .held
-            .iter()
-            .filter_map(Result::ok)
-            .map(|(_, event)| event)
-            .collect();
+        let held = self.held.events();
         let cookies: HashSet<u64> = held.iter().map(|event| event.cookie).collect();
         self.given_up.retain(|cookie| cookies.contains(cookie));
         for event in held {

@@ -86,7 +86,7 @@ fn login() -> Vec<u8> {
     login
 }
 
-fn header_of(len: usize, sequence_id: u8) -> [u8; 4] {
+const fn header_of(len: usize, sequence_id: u8) -> [u8; 4] {
     let [a, b, c, ..] = len.to_le_bytes();
     [a, b, c, sequence_id]
 }
@@ -119,7 +119,7 @@ mod tests {
         let whole = landing([0; 4], 0).unwrap();
         let len = login().len();
         assert_eq!(whole.len(), 4 + len + EMPTY_ANSWER.len());
-        assert_eq!(whole[..4], [len as u8, 0, 0, 1]);
+        assert_eq!(whole[..4], [u8::try_from(len).unwrap(), 0, 0, 1]);
 
         let announced = landing([200, 0, 0, 1], 4).unwrap();
         assert_eq!(announced.len(), 200 + EMPTY_ANSWER.len());

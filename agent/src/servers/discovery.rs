@@ -133,6 +133,7 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         cgroup,
         listeners,
         unix,
+        sockets,
     })
 }
 

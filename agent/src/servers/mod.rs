@@ -8,13 +8,13 @@ mod discovery;
 mod tag;
 pub mod unix;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use discovery::{ScanError, find};
-pub use tag::{Maps, Tagger};
+pub use tag::Tagger;
 
 /// Ports of listeners of a server process that do not speak the classic protocol, unless a `[[server]]`
 /// names them: X Protocol (33060), group communication (33061), Galera (4567 group, 4568 IST, 4444 SST).
@@ -43,6 +43,8 @@ pub struct Server {
     pub listeners: Vec<Listener>,
     /// Its listening Unix sockets.
     pub unix: Vec<UnixListener>,
+    /// All its sockets: inode number and descriptor.
+    pub sockets: HashMap<u64, i32>,
 }
 
 /// A listening TCP socket.
@@ -86,7 +88,7 @@ impl Listener {
 
 /// The servers found last, shared with the refusal thread.
 #[derive(Debug, Default)]
-pub struct Registry(RwLock<Vec<Server>>);
+pub struct Registry(RwLock<Vec<Arc<Server>>>);
 
 impl Registry {
     /// The processes that may own a session of the listener with this cookie, the surest first. Where it is
@@ -94,7 +96,7 @@ impl Registry {
     #[must_use]
     pub fn processes_of(&self, listener_cookie: u64) -> Vec<i32> {
         let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let owner = |server: &&Server| {
+        let owner = |server: &&Arc<Server>| {
             server
                 .listeners
                 .iter()
@@ -114,7 +116,7 @@ impl Registry {
 
     /// The server that owns the listener with this cookie.
     #[must_use]
-    pub fn owner(&self, listener_cookie: u64) -> Option<Server> {
+    pub fn owner(&self, listener_cookie: u64) -> Option<Arc<Server>> {
         let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         servers
             .iter()
@@ -129,7 +131,7 @@ impl Registry {
 
     /// The server that owns the listening Unix socket with this inode number, and the socket's path.
     #[must_use]
-    pub fn unix_owner(&self, inode: u64) -> Option<(Server, PathBuf)> {
+    pub fn unix_owner(&self, inode: u64) -> Option<(Arc<Server>, PathBuf)> {
         let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         servers.iter().find_map(|server| {
             let listener = server
@@ -152,7 +154,7 @@ impl Registry {
 
     /// All servers.
     #[must_use]
-    pub fn servers(&self) -> Vec<Server> {
+    pub fn servers(&self) -> Vec<Arc<Server>> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -161,7 +163,8 @@ impl Registry {
 
     /// Replaces what was found before. Returns whether servers or listeners came or went.
     pub fn replace(&self, servers: Vec<Server>) -> bool {
-        let identity = |servers: &[Server]| -> HashSet<(i32, u64, Vec<u64>)> {
+        let servers: Vec<Arc<Server>> = servers.into_iter().map(Arc::new).collect();
+        let identity = |servers: &[Arc<Server>]| -> HashSet<(i32, u64, Vec<u64>)> {
             servers
                 .iter()
                 .map(|server| {

@@ -4,28 +4,18 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 use anyhow::Context as _;
-use aya::maps::{HashMap as BpfHashMap, MapData, SkStorage};
-use musttls_common::session::{Listener as Tag, ListenerClass, SocketRecord};
+use musttls_common::session::{Listener as Tag, ListenerClass};
 
 use super::{Listener, Server};
 use crate::config::Config;
+use crate::datapath::Listeners;
 use crate::refusal::socket::{Process, Socket};
-
-/// What the tagger writes to.
-pub struct Maps {
-    /// Records of listeners.
-    pub sockets: SkStorage<MapData, SocketRecord>,
-    /// Listening Unix sockets, where the kernel reports Unix sessions.
-    pub unix_listeners: Option<SkStorage<MapData, u64>>,
-    /// What is known of new listeners, by cookie.
-    pub listeners: BpfHashMap<MapData, u64, Tag>,
-    /// Ports of servers whose sockets may not be touched.
-    pub ports: BpfHashMap<MapData, u32, Tag>,
-}
 
 /// Tags listeners, and remembers which.
 pub struct Tagger {
-    maps: Maps,
+    maps: Listeners,
+    /// Whether the kernel reports Unix sessions.
+    unix_probe: bool,
     /// By inode: the tag, and the socket's cookie.
     tagged: HashMap<u64, (Tag, u64)>,
     unix: HashSet<u64>,
@@ -36,9 +26,10 @@ pub struct Tagger {
 impl Tagger {
     /// A tagger that has tagged nothing yet.
     #[must_use]
-    pub fn new(maps: Maps) -> Self {
+    pub fn new(maps: Listeners, unix_probe: bool) -> Self {
         Self {
             maps,
+            unix_probe,
             tagged: HashMap::new(),
             unix: HashSet::new(),
             ports: HashMap::new(),
@@ -84,7 +75,7 @@ impl Tagger {
             }
             for listener in &server.unix {
                 seen.insert(listener.inode);
-                if self.maps.unix_listeners.is_some() && !self.unix.contains(&listener.inode) {
+                if self.unix_probe && !self.unix.contains(&listener.inode) {
                     match self.tag_unix(&process, listener.fd, listener.inode) {
                         Ok(()) => {
                             self.unix.insert(listener.inode);
@@ -109,10 +100,7 @@ impl Tagger {
             class: ListenerClass::Other as u8,
             _pad: [0; 5],
         };
-        self.maps
-            .listeners
-            .insert(cookie, tag, 0)
-            .context("write map LISTENERS")
+        self.maps.note(cookie, tag)
     }
 
     fn tag_listener(
@@ -123,15 +111,7 @@ impl Tagger {
     ) -> anyhow::Result<u64> {
         let socket = duplicate(process, listener.fd)?;
         let cookie = socket.cookie().context("SO_COOKIE")?;
-        // First what the gate reads for sessions that are already on their way, then the socket itself.
-        self.maps
-            .listeners
-            .insert(cookie, tag, 0)
-            .context("write map LISTENERS")?;
-        self.maps
-            .sockets
-            .insert(&socket, SocketRecord::listener(cookie, tag), 0)
-            .context("write map SOCKETS (socket storage)")?;
+        self.maps.tag(&socket, cookie, tag)?;
         Ok(cookie)
     }
 
@@ -142,11 +122,7 @@ impl Tagger {
         inode: u64,
     ) -> anyhow::Result<()> {
         let socket = duplicate(process, fd)?;
-        let Some(map) = &mut self.maps.unix_listeners else {
-            return Ok(());
-        };
-        map.insert(&socket, inode, 0)
-            .context("write map UNIX_LISTENERS")
+        self.maps.tag_unix(&socket, inode)
     }
 
     /// A socket that may not be touched is covered by its port, which is less exact: it covers that port in
@@ -156,7 +132,7 @@ impl Tagger {
         if !listener.is_classic() || self.ports.get(&port) == Some(&tag) {
             return;
         }
-        match self.maps.ports.insert(u32::from(port), tag, 0) {
+        match self.maps.tag_port(port, tag) {
             Ok(()) => {
                 tracing::warn!(
                     port,
@@ -165,7 +141,7 @@ impl Tagger {
                 );
                 self.ports.insert(port, tag);
             }
-            Err(full) => listener.uncovered = Some(format!("{error:#}; map PORTS: {full}")),
+            Err(full) => listener.uncovered = Some(format!("{error:#}; {full:#}")),
         }
     }
 }

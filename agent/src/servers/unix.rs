@@ -1,12 +1,13 @@
 //! Sessions over Unix sockets where the kernel does not report them: found by polling.
 //!
-//! What is lost: sessions that begin and end between two looks.
+//! The server's own descriptors are looked at, not `/proc/net/unix`: its end of a session belongs to the network
+//! namespace of the client. What is lost: sessions that begin and end between two looks.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use procfs::net::UnixState;
-use procfs::process::{FDTarget, Process as ProcProcess};
+use procfs::process::Process as ProcProcess;
 
 use super::{Server, discovery};
 use crate::refusal::socket::Process;
@@ -26,7 +27,7 @@ pub struct UnixSession {
     pub program: Option<String>,
 }
 
-/// Remembers which sessions were seen.
+/// Remembers which sockets were seen.
 #[derive(Debug, Default)]
 pub struct Poller {
     seen: HashSet<u64>,
@@ -34,67 +35,54 @@ pub struct Poller {
 
 impl Poller {
     /// Sessions that have begun since the last look.
-    pub fn look(&mut self, servers: &[Server]) -> Vec<UnixSession> {
-        let mut found = Vec::new();
-        let mut alive = HashSet::new();
-        for server in servers {
-            // A server that is gone has no sessions.
-            if let Ok(sessions) = self.look_at(server, &mut alive) {
-                found.extend(sessions);
-            }
-        }
-        self.seen = alive;
-        found
+    pub fn look(&mut self, servers: &[Arc<Server>]) -> Vec<UnixSession> {
+        let sessions = servers
+            .iter()
+            .flat_map(|server| self.look_at(server))
+            .collect();
+        self.seen = servers
+            .iter()
+            .flat_map(|server| server.sockets.keys().copied())
+            .collect();
+        sessions
     }
 
-    fn look_at(
-        &self,
-        server: &Server,
-        alive: &mut HashSet<u64>,
-    ) -> Result<Vec<UnixSession>, procfs::ProcError> {
-        let process = ProcProcess::new(server.pid)?;
-        let paths: HashSet<&PathBuf> = server.unix.iter().map(|listener| &listener.path).collect();
-        // The server's end of a session has the name of the socket that accepted it.
-        let mut fresh = HashMap::new();
-        for entry in process.unix()? {
-            if entry.state == UnixState::CONNECTED
-                && let Some(path) = entry.path
-                && paths.contains(&path)
-            {
-                alive.insert(entry.inode);
-                if !self.seen.contains(&entry.inode) {
-                    fresh.insert(entry.inode, path);
-                }
-            }
-        }
-        if fresh.is_empty() {
-            return Ok(Vec::new());
-        }
-        let handle =
-            Process::open(server.pid).map_err(|error| procfs::ProcError::Io(error, None))?;
-        let mut sessions = Vec::new();
-        for descriptor in process.fd()?.flatten() {
-            let FDTarget::Socket(inode) = descriptor.target else {
-                continue;
-            };
-            let Some(path) = fresh.remove(&inode) else {
-                continue;
-            };
-            let peer = handle
-                .duplicate(descriptor.fd)
-                .and_then(|socket| socket.peer_credentials());
-            let Ok(peer) = peer else { continue };
-            let pid = peer.pid.as_raw_nonzero().get();
-            sessions.push(UnixSession {
-                server_pid: server.pid,
-                path: Some(path),
-                pid,
-                uid: peer.uid.as_raw(),
-                program: program(pid),
-            });
-        }
-        Ok(sessions)
+    fn look_at(&self, server: &Server) -> Vec<UnixSession> {
+        let fresh = server
+            .sockets
+            .iter()
+            .filter(|(inode, _)| !self.seen.contains(inode));
+        let mut fresh = fresh.map(|(_, &fd)| fd).peekable();
+        // A server that is gone has no sessions.
+        let process = fresh.peek().and_then(|_| Process::open(server.pid).ok());
+        let Some(process) = process else {
+            return Vec::new();
+        };
+        fresh
+            .filter_map(|fd| session(server, &process, fd))
+            .collect()
     }
+}
+
+/// What descriptor `fd` of a server is, if it is its end of a session over one of its Unix sockets.
+fn session(server: &Server, process: &Process, fd: i32) -> Option<UnixSession> {
+    let socket = process.duplicate(fd).ok()?;
+    // The end that accepted has the name of the socket that listens.
+    let path = socket.unix_path()?;
+    let listens = server.unix.iter().any(|listener| listener.fd == fd);
+    let accepted = server.unix.iter().any(|listener| listener.path == path);
+    if listens || !accepted {
+        return None;
+    }
+    let peer = socket.peer_credentials().ok()?;
+    let pid = peer.pid.as_raw_nonzero().get();
+    Some(UnixSession {
+        server_pid: server.pid,
+        path: Some(path),
+        pid,
+        uid: peer.uid.as_raw(),
+        program: program(pid),
+    })
 }
 
 /// Name of a process's program, if it is still there.

@@ -1,0 +1,254 @@
+//! The calls of `bpf(2)` that the measurements need: an empty program to compare with, the kernel's own
+//! clock around each program, and the gate's programs by name.
+//!
+//! Source of all numbers and offsets: `include/uapi/linux/bpf.h`, Linux 6.12; they are ABI.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+
+const PROG_LOAD: i32 = 5;
+const PROG_TEST_RUN: i32 = 10;
+const PROG_GET_NEXT_ID: i32 = 11;
+const PROG_GET_FD_BY_ID: i32 = 13;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
+const LINK_CREATE: i32 = 28;
+const ENABLE_STATS: i32 = 32;
+
+/// `BPF_PROG_TYPE_CGROUP_SKB`.
+const CGROUP_SKB: u32 = 8;
+/// `r0 = 1; exit`: pass.
+const EMPTY: [u8; 16] = [0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+/// More programs than any machine of a benchmark has.
+const PROGRAMS_MAX: usize = 10_000;
+/// `struct bpf_prog_info` up to `run_cnt`.
+const INFO_LEN: usize = 208;
+
+/// Where a `cgroup_skb` program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// `BPF_CGROUP_INET_INGRESS`.
+    Ingress,
+    /// `BPF_CGROUP_INET_EGRESS`.
+    Egress,
+}
+
+impl Hook {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    const fn number(self) -> u32 {
+        match self {
+            Self::Ingress => 0,
+            Self::Egress => 1,
+        }
+    }
+
+    /// The gate's program there.
+    pub(crate) const fn of_gate(self) -> &'static str {
+        match self {
+            Self::Ingress => "on_ingress",
+            Self::Egress => "on_egress",
+        }
+    }
+}
+
+/// How often a program ran while statistics were on, and how long in all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Runs {
+    /// Nanoseconds.
+    pub(crate) ns: u64,
+    /// Packets.
+    pub(crate) count: u64,
+}
+
+impl Runs {
+    /// What came since `before`.
+    pub(crate) const fn since(self, before: Self) -> Self {
+        Self {
+            ns: self.ns.saturating_sub(before.ns),
+            count: self.count.saturating_sub(before.count),
+        }
+    }
+}
+
+/// A loaded program.
+#[derive(Debug)]
+pub(crate) struct Program(OwnedFd);
+
+impl Program {
+    /// Loads a program that does nothing but pass.
+    pub(crate) fn empty(hook: Hook) -> Result<Self> {
+        let license = c"GPL";
+        let mut attr = Attr::default();
+        attr.u32(0, CGROUP_SKB)
+            .u32(4, 2)
+            .pointer(8, EMPTY.as_ptr())
+            .pointer(16, license.as_ptr())
+            .bytes(48, b"bench_empty")
+            .u32(68, hook.number());
+        // SAFETY: the instructions and the licence are constants; the kernel only reads them.
+        let fd = unsafe { attr.call_for_fd(PROG_LOAD) };
+        fd.map(Self)
+            .context("load an empty cgroup_skb program (bpf(2))")
+    }
+
+    /// The youngest program called `name`.
+    pub(crate) fn find(name: &str) -> Result<Self> {
+        let mut id = 0;
+        let mut found = None;
+        for _ in 0..PROGRAMS_MAX {
+            let mut attr = Attr::default();
+            attr.u32(0, id);
+            // SAFETY: the attributes hold no pointer.
+            if unsafe { attr.call(PROG_GET_NEXT_ID) }.is_err() {
+                break;
+            }
+            id = attr.read_u32(4);
+            let mut attr = Attr::default();
+            attr.u32(0, id);
+            // SAFETY: the attributes hold no pointer.
+            let Ok(fd) = (unsafe { attr.call_for_fd(PROG_GET_FD_BY_ID) }) else {
+                continue;
+            };
+            let program = Self(fd);
+            if program.info()?.get(64..80).is_some_and(|field| {
+                field.starts_with(name.as_bytes()) && field.get(name.len()) == Some(&0)
+            }) {
+                found = Some(program);
+            }
+        }
+        found.with_context(|| format!("the kernel has no program {name}"))
+    }
+
+    fn info(&self) -> Result<[u8; INFO_LEN]> {
+        let mut info = [0; INFO_LEN];
+        let mut attr = Attr::default();
+        attr.fd(0, &self.0)
+            .u32(4, u32::try_from(INFO_LEN)?)
+            .pointer(8, info.as_mut_ptr());
+        // SAFETY: the kernel writes at most the length given, which is that of `info`; the lists that
+        // the record could point to have length 0.
+        unsafe { attr.call(OBJ_GET_INFO_BY_FD) }.context("ask for a program's statistics")?;
+        Ok(info)
+    }
+
+    /// Its statistics.
+    pub(crate) fn runs(&self) -> Result<Runs> {
+        let info = self.info()?;
+        Ok(Runs {
+            ns: read_u64(&info, 192),
+            count: read_u64(&info, 200),
+        })
+    }
+
+    /// Runs it `repeat` times on `frame` and returns the mean time of a run, which the kernel tells in
+    /// whole nanoseconds.
+    pub(crate) fn test_run(&self, frame: &[u8], repeat: u32) -> Result<u32> {
+        let mut attr = Attr::default();
+        attr.fd(0, &self.0)
+            .u32(8, u32::try_from(frame.len())?)
+            .pointer(16, frame.as_ptr())
+            .u32(32, repeat);
+        // SAFETY: the kernel reads `frame`, of the length given, and has no room to write to.
+        unsafe { attr.call(PROG_TEST_RUN) }.context("run a program (BPF_PROG_TEST_RUN)")?;
+        Ok(attr.read_u32(36))
+    }
+
+    /// Attaches it to `cgroup`, beside what is there, until the link is dropped.
+    pub(crate) fn attach(&self, cgroup: &File, hook: Hook) -> Result<Link> {
+        let mut attr = Attr::default();
+        attr.fd(0, &self.0).fd(4, cgroup).u32(8, hook.number());
+        // SAFETY: the attributes hold no pointer.
+        let fd = unsafe { attr.call_for_fd(LINK_CREATE) };
+        fd.map(Link).context("attach an empty program")
+    }
+}
+
+/// A program's place at a hook.
+#[derive(Debug)]
+pub(crate) struct Link(#[expect(dead_code, reason = "closing it detaches the program")] OwnedFd);
+
+/// The kernel takes the time of every program as long as this lives (Linux 5.8).
+#[derive(Debug)]
+pub(crate) struct Stats(#[expect(dead_code, reason = "closing it ends the statistics")] OwnedFd);
+
+impl Stats {
+    /// Turns them on.
+    pub(crate) fn enable() -> Result<Self> {
+        // SAFETY: the attributes hold no pointer; type 0 is BPF_STATS_RUN_TIME.
+        let fd = unsafe { Attr::default().call_for_fd(ENABLE_STATS) };
+        fd.map(Self).context("enable program statistics")
+    }
+}
+
+/// `union bpf_attr`: zeros beyond what a command knows are allowed.
+#[repr(align(8))]
+struct Attr([u8; 128]);
+
+impl Default for Attr {
+    fn default() -> Self {
+        Self([0; 128])
+    }
+}
+
+impl Attr {
+    fn bytes(&mut self, offset: usize, bytes: &[u8]) -> &mut Self {
+        for (place, byte) in self.0.iter_mut().skip(offset).zip(bytes) {
+            *place = *byte;
+        }
+        self
+    }
+
+    fn u32(&mut self, offset: usize, value: u32) -> &mut Self {
+        self.bytes(offset, &value.to_ne_bytes())
+    }
+
+    fn fd(&mut self, offset: usize, fd: &impl AsFd) -> &mut Self {
+        self.bytes(offset, &fd.as_fd().as_raw_fd().to_ne_bytes())
+    }
+
+    fn pointer<T>(&mut self, offset: usize, pointer: *const T) -> &mut Self {
+        self.bytes(offset, &pointer.expose_provenance().to_ne_bytes())
+    }
+
+    fn read_u32(&self, offset: usize) -> u32 {
+        let field = self.0.get(offset..).and_then(<[u8]>::first_chunk);
+        field.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    }
+
+    /// # Safety
+    /// The pointers in the attributes must be good for what `command` does with them.
+    unsafe fn call(&mut self, command: i32) -> io::Result<i32> {
+        // SAFETY: the kernel reads and writes the attributes, of the length given; the caller answers
+        // for the pointers in them.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command,
+                self.0.as_mut_ptr(),
+                size_of::<Self>(),
+            )
+        };
+        match i32::try_from(result) {
+            Ok(result @ 0..) => Ok(result),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::call`]; and `command` must be one that returns a new descriptor.
+    unsafe fn call_for_fd(&mut self, command: i32) -> io::Result<OwnedFd> {
+        // SAFETY: the caller answers for it.
+        let fd = unsafe { self.call(command) }?;
+        // SAFETY: the kernel has just made the descriptor for this process, and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+fn read_u64(bytes: &[u8], offset: usize) -> u64 {
+    let field = bytes.get(offset..).and_then(<[u8]>::first_chunk);
+    field.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+}

@@ -1,0 +1,40 @@
+//! `cargo xtask bench`: every number of DESIGN.md beside its peer, in one run.
+//!
+//! It prints Markdown, and JSON to a file if asked; it asserts nothing: a number that misses its goal is
+//! a line that says so.
+
+#[path = "../bench/mod.rs"]
+mod bench;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use bench::Scale;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "Measures musttls beside its peers and prints a table")]
+struct Cli {
+    /// One and a half minutes in place of six: fewer rounds, wider spread
+    #[arg(long)]
+    quick: bool,
+    /// Also write the results as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only the sections whose title contains this
+    #[arg(long, value_name = "WORD", default_value = "")]
+    only: String,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let scale = if cli.quick { Scale::QUICK } else { Scale::FULL };
+    let report = bench::run(scale, &cli.only)?;
+    print!("{}", report.markdown());
+    if let Some(path) = cli.json {
+        let text = serde_json::to_string_pretty(&report.json()).context("write JSON")?;
+        fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}

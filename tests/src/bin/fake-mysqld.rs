@@ -1,0 +1,58 @@
+//! A server that always says the same, and writes down what it heard: whatever differs between two runs
+//! was changed on the way. The agent knows servers by the name of their program, so a test copies this
+//! one to a file named `mysqld`.
+//!
+//! Usage: `mysqld PORT FILE`. `FILE` appears when it listens.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use musttls_tests::raw::{Next, Raw};
+use musttls_tests::wire::packet;
+
+/// A greeting of MySQL 8.4 with TLS on offer; version, connection id and scramble never change.
+const GREETING: &[u8] = b"\x0a8.4.0\0\x2a\0\0\0ABCDEFGH\0\xff\xff\xff\x02\0\xff\xdf\x15\
+\0\0\0\0\0\0\0\0\0\0IJKLMNOPQRST\0caching_sha2_password\0";
+
+const OK: &[u8] = b"\0\0\0\x02\0\0\0";
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    let mut next = || arguments.next().context("usage: mysqld PORT FILE");
+    let port: u16 = next()?
+        .to_string_lossy()
+        .parse()
+        .context("PORT is no number")?;
+    let file = PathBuf::from(next()?);
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")?;
+    let mut heard = File::create(&file).with_context(|| format!("create {}", file.display()))?;
+    for stream in listener.incoming() {
+        let bytes = serve(stream.context("accept")?)?;
+        heard
+            .write_all(&bytes)
+            .context("write down what was heard")?;
+    }
+    Ok(())
+}
+
+/// One session: greeting, login, OK, and an OK for every packet until the client leaves.
+fn serve(stream: TcpStream) -> Result<Vec<u8>> {
+    let mut copy = stream.try_clone().context("share the connection")?;
+    let mut raw = Raw::over(stream)?;
+    raw.send(&packet(0, GREETING))?;
+    let mut heard = Vec::new();
+    let mut sequence = 2;
+    while let Next::Packet(one) = raw.receive()? {
+        heard.extend(packet(one.sequence, &one.payload));
+        raw.send(&packet(sequence, OK))?;
+        sequence = 1;
+    }
+    // What is behind the last whole packet.
+    copy.read_to_end(&mut heard).context("read to the end")?;
+    Ok(heard)
+}

@@ -1,0 +1,32 @@
+//! Harness of the tests on real servers: what a test needs to put a client, a server and the agent
+//! on hosts of its own and to ask each of them what it saw.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`netns`] | hosts: network namespaces joined by veth pairs |
+//! | [`server`] | MariaDB and MySQL on such a host |
+//! | [`client`] | the real client programs and drivers, and what they printed |
+//! | [`raw`] | a client that speaks the protocol byte by byte |
+//! | [`wire`] | the packets that it sends and reads |
+//! | [`agent`] | `musttls` itself: configuration, signals, its answers |
+//! | [`audit`] | the agent's records |
+//! | [`evidence`] | what the server itself says about its clients |
+//! | [`certs`] | certificates of the servers |
+//! | [`place`] | where things are, and directories that vanish with their test |
+//! | [`wait`] | waiting for a condition, with a deadline |
+//!
+//! Only the test's own namespaces, loopback and Unix sockets are ever talked to.
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod audit;
+pub mod certs;
+pub mod client;
+pub mod evidence;
+pub mod netns;
+pub mod place;
+pub mod raw;
+pub mod server;
+pub mod wait;
+pub mod wire;

@@ -1,0 +1,202 @@
+//! Hosts for a test: network namespaces joined by veth pairs.
+//!
+//! ```text
+//! app    10.77.1.2, fd77:1::2 ──── 10.77.1.1, fd77:1::1 ┐
+//!                                                       db
+//! legacy 10.77.2.2, fd77:2::2 ──── 10.77.2.1, fd77:2::1 ┘
+//! ```
+//!
+//! The gate hangs on the machine's root cgroup, so it sees every namespace: one agent at a time, and
+//! tests run with `--test-threads=1`.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd as _;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::place::{is_stale, output, unique_name};
+
+/// Where `ip netns` keeps names (`ip-netns(8)`).
+const NAMES: &str = "/run/netns";
+
+/// Names of the hosts, in the form of `hosts(5)`.
+pub(crate) const HOSTS: &str = "\
+127.0.0.1 localhost
+::1 localhost
+10.77.1.2 app.test
+fd77:1::2 app.test
+10.77.2.2 legacy.test
+fd77:2::2 legacy.test
+";
+
+/// A database host and two client hosts.
+#[derive(Debug)]
+pub struct Net {
+    /// The host of the servers.
+    pub db: Host,
+    /// A client host that no exception names.
+    pub app: Host,
+    /// A client host for exceptions by source.
+    pub legacy: Host,
+}
+
+impl Net {
+    /// Makes the hosts, and removes those that killed tests left.
+    pub fn new() -> Result<Self> {
+        remove_stale()?;
+        let name = unique_name();
+        let db = Host::new(format!("{name}-db"), 0)?;
+        let app = Host::new(format!("{name}-app"), 1)?;
+        let legacy = Host::new(format!("{name}-legacy"), 2)?;
+        for client in [&app, &legacy] {
+            client.join(&db)?;
+        }
+        Ok(Self { db, app, legacy })
+    }
+}
+
+/// One network namespace. It goes with its last process when this is dropped.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    file: File,
+    network: u8,
+}
+
+impl Host {
+    fn new(name: String, network: u8) -> Result<Self> {
+        output(Command::new("ip").args(["netns", "add", &name]))?;
+        let path = Path::new(NAMES).join(&name);
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let host = Self {
+            name,
+            file,
+            network,
+        };
+        host.ip(&["link", "set", "lo", "up"])?;
+        Ok(host)
+    }
+
+    fn join(&self, db: &Self) -> Result<()> {
+        let network = self.network;
+        let far = format!("veth{network}");
+        output(Command::new("ip").args([
+            "link", "add", "veth0", "netns", &self.name, "type", "veth", "peer", "name", &far,
+            "netns", &db.name,
+        ]))?;
+        for (host, link, number) in [(self, "veth0", 2), (db, far.as_str(), 1)] {
+            host.ip(&[
+                "addr",
+                "add",
+                &format!("10.77.{network}.{number}/24"),
+                "dev",
+                link,
+            ])?;
+            // Without duplicate address detection the address can be used at once.
+            host.ip(&[
+                "addr",
+                "add",
+                &format!("fd77:{network}::{number}/64"),
+                "dev",
+                link,
+                "nodad",
+            ])?;
+            host.ip(&["link", "set", link, "up"])?;
+        }
+        Ok(())
+    }
+
+    fn ip(&self, args: &[&str]) -> Result<()> {
+        output(Command::new("ip").args(["-n", &self.name]).args(args)).map(drop)
+    }
+
+    /// This client's own IPv4 address.
+    #[must_use]
+    pub fn v4(&self) -> IpAddr {
+        Ipv4Addr::new(10, 77, self.network, 2).into()
+    }
+
+    /// This client's own IPv6 address.
+    #[must_use]
+    pub fn v6(&self) -> IpAddr {
+        Ipv6Addr::new(0xfd77, self.network.into(), 0, 0, 0, 0, 0, 2).into()
+    }
+
+    /// The IPv4 address of the database host, for this client.
+    #[must_use]
+    pub fn db_v4(&self) -> IpAddr {
+        Ipv4Addr::new(10, 77, self.network, 1).into()
+    }
+
+    /// The IPv6 address of the database host, for this client.
+    #[must_use]
+    pub fn db_v6(&self) -> IpAddr {
+        Ipv6Addr::new(0xfd77, self.network.into(), 0, 0, 0, 0, 0, 1).into()
+    }
+
+    /// Runs `work` in a thread inside the namespace; sockets made there stay there.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                    .with_context(|| format!("enter network namespace {}", self.name))?;
+                Ok(work())
+            });
+            inside
+                .join()
+                .unwrap_or_else(|cause| panic::resume_unwind(cause))
+        })
+    }
+
+    /// Starts a program on this host: a child takes the namespace of the thread that makes it.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let text = format!("run {command:?}");
+        self.run(|| command.spawn())?.context(text)
+    }
+
+    /// The path of the namespace, for `nsenter --net=`.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new(NAMES).join(&self.name)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(error) = output(Command::new("ip").args(["netns", "del", &self.name])) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Ends the processes and namespaces of tests that were killed before they could clean up.
+fn remove_stale() -> Result<()> {
+    let names = match fs::read_dir(NAMES) {
+        Ok(names) => names,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("list {NAMES}")),
+    };
+    for entry in names {
+        let name = entry.with_context(|| format!("list {NAMES}"))?.file_name();
+        let name = name.to_string_lossy();
+        if !is_stale(&name) {
+            continue;
+        }
+        let pids = output(Command::new("ip").args(["netns", "pids", &name]))?;
+        for pid in pids.split_whitespace() {
+            // One that ended meanwhile is as good.
+            if let Err(error) = output(Command::new("kill").args(["-KILL", pid])) {
+                eprintln!("{error:#}");
+            }
+        }
+        output(Command::new("ip").args(["netns", "del", &name]))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! A client that speaks the protocol byte by byte, and can misbehave at will.
+
+use std::io::{ErrorKind, Read as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{SendFlags, send};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+
+use crate::netns::Host;
+use crate::wait::PATIENCE;
+use crate::wire::{ErrorPacket, Greeting, Packet, query};
+
+/// A connection.
+#[derive(Debug)]
+pub struct Raw<S = TcpStream> {
+    stream: S,
+}
+
+/// What came instead of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A packet.
+    Packet(Packet),
+    /// The other side closed in order.
+    Closed,
+    /// The other side reset the connection.
+    Reset,
+    /// Nothing, for as long as was waited.
+    Silence,
+}
+
+impl Next {
+    /// The ERR packet it is, if it is one.
+    #[must_use]
+    pub fn error(&self) -> Option<ErrorPacket> {
+        match self {
+            Self::Packet(packet) => packet.error(),
+            Self::Closed | Self::Reset | Self::Silence => None,
+        }
+    }
+
+    /// Whether the server let the client in.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        matches!(self, Self::Packet(packet) if packet.is_ok())
+    }
+}
+
+impl Raw {
+    /// Connects from `host` and reads nothing yet. Each write is a segment of its own.
+    pub fn connect(host: &Host, to: SocketAddr) -> Result<Self> {
+        host.run(|| Self::connect_here(to))?
+    }
+
+    /// Connects from where this program is.
+    pub fn connect_here(to: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE)
+            .with_context(|| format!("connect to {to}"))?;
+        Self::over(stream)
+    }
+
+    /// Over a connection made elsewhere.
+    pub fn over(stream: TcpStream) -> Result<Self> {
+        stream.set_nodelay(true).context("set TCP_NODELAY")?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("set a time limit")?;
+        Ok(Self { stream })
+    }
+
+    /// Connects and reads the greeting.
+    pub fn greeted(host: &Host, to: SocketAddr) -> Result<(Self, Greeting)> {
+        let mut raw = Self::connect(host, to)?;
+        let greeting = raw.greeting()?;
+        Ok((raw, greeting))
+    }
+
+    /// This side's address.
+    pub fn local(&self) -> Result<SocketAddr> {
+        self.stream.local_addr().context("find the own address")
+    }
+
+    /// Sends one byte a segment.
+    pub fn send_singly(&mut self, bytes: &[u8]) -> Result<()> {
+        for byte in bytes {
+            self.send(std::slice::from_ref(byte))?;
+        }
+        Ok(())
+    }
+
+    /// Sends one byte as urgent data.
+    pub fn send_urgent(&mut self, byte: u8) -> Result<()> {
+        let sent = send(&self.stream, &[byte], SendFlags::OOB).context("send an urgent byte")?;
+        ensure!(sent == 1, "sent {sent} urgent bytes");
+        Ok(())
+    }
+
+    /// Says that nothing more comes.
+    pub fn close_writing(&self) -> Result<()> {
+        self.stream
+            .shutdown(std::net::Shutdown::Write)
+            .context("close for writing")
+    }
+
+    /// Leaves with a reset in place of an orderly end.
+    pub fn reset(self) -> Result<()> {
+        set_socket_linger(&self.stream, Some(Duration::ZERO)).context("set SO_LINGER")
+    }
+
+    /// Reads a packet, or how the connection ended; [`Next::Silence`] after `patience`.
+    pub fn receive_within(&mut self, patience: Duration) -> Result<Next> {
+        self.stream
+            .set_read_timeout(Some(patience))
+            .context("set a time limit")?;
+        let next = self.receive();
+        self.stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("set a time limit")?;
+        next
+    }
+
+    /// Reads until the connection ends: all bytes, and whether it ended by a reset.
+    pub fn read_to_end(&mut self) -> Result<(Vec<u8>, Next)> {
+        let mut all = Vec::new();
+        let mut chunk = [0; 4096];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok((all, Next::Closed)),
+                Ok(length) => all.extend(chunk.iter().take(length)),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    return Ok((all, Next::Reset));
+                }
+                Err(error) if is_timeout(&error) => return Ok((all, Next::Silence)),
+                Err(error) => return Err(error).context("read from the server"),
+            }
+        }
+    }
+
+    /// Goes over to TLS, whatever the server's certificate says.
+    pub fn into_tls(self) -> Result<Raw<StreamOwned<ClientConnection, TcpStream>>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .context("choose TLS versions")?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_no_client_auth();
+        let name = ServerName::try_from("db.test").context("name the server")?;
+        let connection = ClientConnection::new(Arc::new(config), name).context("start TLS")?;
+        let mut stream = StreamOwned::new(connection, self.stream);
+        while stream.conn.is_handshaking() {
+            stream
+                .conn
+                .complete_io(&mut stream.sock)
+                .context("TLS handshake")?;
+        }
+        Ok(Raw { stream })
+    }
+}
+
+impl<S: std::io::Read + std::io::Write> Raw<S> {
+    /// Sends `bytes` at once.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(bytes).context("send to the server")?;
+        self.stream.flush().context("send to the server")
+    }
+
+    /// Reads a packet, or how the connection ended.
+    pub fn receive(&mut self) -> Result<Next> {
+        let mut header = [0; 4];
+        if let Some(end) = self.fill(&mut header)? {
+            return Ok(end);
+        }
+        let [a, b, c, sequence] = header;
+        let mut payload = vec![0; usize::try_from(u32::from_le_bytes([a, b, c, 0]))?];
+        match self.fill(&mut payload)? {
+            None => Ok(Next::Packet(Packet { sequence, payload })),
+            Some(end) => bail!("{end:?} within a packet of {} bytes", payload.len()),
+        }
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<Option<Next>> {
+        match self.stream.read_exact(buffer) {
+            Ok(()) => Ok(None),
+            Err(error) => match error.kind() {
+                ErrorKind::UnexpectedEof => Ok(Some(Next::Closed)),
+                ErrorKind::ConnectionReset => Ok(Some(Next::Reset)),
+                _ if is_timeout(&error) => Ok(Some(Next::Silence)),
+                _ => Err(error).context("read from the server"),
+            },
+        }
+    }
+
+    /// Reads the greeting.
+    pub fn greeting(&mut self) -> Result<Greeting> {
+        match self.receive()? {
+            Next::Packet(packet) => Greeting::read(&packet),
+            other => bail!("no greeting: {other:?}"),
+        }
+    }
+
+    /// Sends a query and reads the packets of its answer: number of columns, columns, rows.
+    pub fn ask(&mut self, sql: &str) -> Result<Vec<Packet>> {
+        self.send(&query(sql))?;
+        let mut packets = Vec::new();
+        // Before and behind the rows stands an EOF packet; an ERR packet ends the answer at once.
+        let mut ends = 0;
+        while ends < 2 {
+            let Next::Packet(packet) = self.receive()? else {
+                bail!("the answer to `{sql}` broke off after {packets:?}");
+            };
+            if packet.error().is_some() {
+                ends = 2;
+            } else if packet.payload.first() == Some(&0xfe) && packet.payload.len() < 9 {
+                ends += 1;
+            }
+            packets.push(packet);
+        }
+        Ok(packets)
+    }
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// Takes every certificate: what is tested is the transport.
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

@@ -1,0 +1,447 @@
+//! Real servers on a host of the test.
+//!
+//! Accounts, the same on both: `root`@`localhost` without a password (Unix socket only), and from
+//! everywhere [`USER`] with [`PASSWORD`] and [`OPEN_USER`] without one, so that a raw client can log
+//! in with an empty auth response.
+
+mod template;
+
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::certs::Certs;
+use crate::netns::{self, Host};
+use crate::place::{self, Scratch, output};
+use crate::wait::{self, PATIENCE};
+use crate::wire::LoginPacket;
+
+/// The account of the clients under test.
+pub const USER: &str = "app";
+/// Its password, found nowhere else: a record that holds it is a leak.
+pub const PASSWORD: &str = "Not-For-The-Record-7";
+/// An account without a password.
+pub const OPEN_USER: &str = "open";
+/// A schema both users may use.
+pub const SCHEMA: &str = "shop";
+/// The classic port.
+pub const PORT: u16 = 3306;
+
+const EARLY_LOG: &str = "early.log";
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    /// `MariaDB` of the host's Debian release.
+    MariaDb,
+    /// `MySQL` of Debian sid, in a tree of its own.
+    MySql,
+}
+
+impl Product {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::MariaDb, Self::MySql];
+
+    /// SQLSTATE of its own refusal of plaintext (reference: mysql-protocol.md section 2).
+    #[must_use]
+    pub const fn refusal_sqlstate(self) -> &'static str {
+        match self {
+            Self::MariaDb => "08004",
+            Self::MySql => "HY000",
+        }
+    }
+
+    /// Where its files are: MySQL sees its tree as the root directory.
+    fn root(self) -> Result<PathBuf> {
+        match self {
+            Self::MariaDb => Ok(PathBuf::from("/")),
+            Self::MySql => place::from_setup(place::cache().join("mysql-tree")),
+        }
+    }
+
+    /// A directory for its data, outside that tree's packages.
+    fn data_parent(self) -> Result<PathBuf> {
+        match self {
+            Self::MariaDb => Ok(std::env::temp_dir()),
+            Self::MySql => Ok(self.root()?.join("srv")),
+        }
+    }
+
+    /// A program of this product.
+    fn command(self, program: &str) -> Result<Command> {
+        let root = self.root()?;
+        let program = place::from_setup(root.join(program))?;
+        let mut command = Command::new("chroot");
+        command.arg(&root).arg(inside(&root, &program)?);
+        Ok(match self {
+            Self::MariaDb => Command::new(program),
+            Self::MySql => command,
+        })
+    }
+
+    /// The server program, with `hosts` as its table of host names.
+    ///
+    /// A server that cannot find out whether a client's address has a name (no name server answers)
+    /// never locks that address out, so names must be found as they are on a real host.
+    fn server(self, hosts: &Path) -> Result<Command> {
+        let inner = self.command(self.server_program())?;
+        let place = self.root()?.join("etc/hosts");
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&place)
+            .with_context(|| format!("open {}", place.display()))?;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-ec"])
+            .arg("mount --bind \"$0\" \"$1\"; shift; exec \"$@\"")
+            .arg(hosts)
+            .arg(place)
+            .arg(inner.get_program())
+            .args(inner.get_args());
+        Ok(command)
+    }
+
+    const fn server_program(self) -> &'static str {
+        match self {
+            Self::MariaDb => "usr/sbin/mariadbd",
+            Self::MySql => "usr/sbin/mysqld",
+        }
+    }
+
+    const fn client_program(self) -> &'static str {
+        match self {
+            Self::MariaDb => "usr/bin/mariadb",
+            Self::MySql => "usr/bin/mysql",
+        }
+    }
+
+    /// Its command-line client, without options.
+    pub fn client(self) -> Result<Command> {
+        self.command(self.client_program())
+    }
+
+    /// `path` as this product's programs name it.
+    pub fn name_of(self, path: &Path) -> Result<PathBuf> {
+        inside(&self.root()?, path)
+    }
+}
+
+/// `path` as a program sees it whose root directory is `root`.
+fn inside(root: &Path, path: &Path) -> Result<PathBuf> {
+    let relative = path
+        .strip_prefix(root)
+        .with_context(|| format!("{} is not below {}", path.display(), root.display()))?;
+    Ok(Path::new("/").join(relative))
+}
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which one.
+    pub product: Product,
+    /// Whether it offers TLS.
+    pub tls: bool,
+    /// Its port on every address.
+    pub port: u16,
+    /// Further options, as on its command line.
+    pub extra: Vec<String>,
+}
+
+impl Options {
+    /// With TLS, on the classic port.
+    #[must_use]
+    pub const fn new(product: Product) -> Self {
+        Self {
+            product,
+            tls: true,
+            port: PORT,
+            extra: Vec::new(),
+        }
+    }
+
+    /// Without TLS.
+    #[must_use]
+    pub const fn without_tls(mut self) -> Self {
+        self.tls = false;
+        self
+    }
+
+    /// On another port.
+    #[must_use]
+    pub const fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// With one more option.
+    #[must_use]
+    pub fn with(mut self, option: &str) -> Self {
+        self.extra.push(option.to_owned());
+        self
+    }
+}
+
+/// A running server; it is killed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    product: Product,
+    tls: bool,
+    port: u16,
+    child: Child,
+    directory: Scratch,
+}
+
+impl Server {
+    /// Starts one on `host` and waits until it answers.
+    pub fn start(host: &Host, options: &Options) -> Result<Self> {
+        let product = options.product;
+        let template = template::of(product)?;
+        let directory = Scratch::in_directory(&product.data_parent()?)?;
+        copy(&template, &directory.join("data"))?;
+        let certs = Certs::new()?.copy_to(directory.path())?;
+        give_to_server(product, directory.path())?;
+
+        let name = |path: &Path| product.name_of(path).map(|path| path.display().to_string());
+        let mut command = base_command(product, directory.path())?;
+        command.args([
+            format!("--port={}", options.port),
+            "--bind-address=*".to_owned(),
+            "--general-log=ON".to_owned(),
+            format!(
+                "--general-log-file={}",
+                name(&directory.join("general.log"))?
+            ),
+            "--performance-schema=ON".to_owned(),
+            "--skip-log-bin".to_owned(),
+        ]);
+        command.args(match product {
+            Product::MariaDb => ["--log-warnings=2", "--skip-feedback"],
+            Product::MySql => ["--log-error-verbosity=3", "--mysqlx=OFF"],
+        });
+        if options.tls {
+            command.args([
+                format!("--ssl-ca={}", name(&certs.ca)?),
+                format!("--ssl-cert={}", name(&certs.cert)?),
+                format!("--ssl-key={}", name(&certs.key)?),
+            ]);
+        } else {
+            command.args(without_tls(product));
+        }
+        command.args(&options.extra);
+        let child = host.spawn(&mut command)?;
+        let mut server = Self {
+            product,
+            tls: options.tls,
+            port: options.port,
+            child,
+            directory,
+        };
+        server.await_ready()?;
+        Ok(server)
+    }
+
+    fn await_ready(&mut self) -> Result<()> {
+        wait::until("the server to answer", PATIENCE * 2, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended with {status}:\n{}", self.error_log()?);
+            }
+            Ok(self.query("SELECT 1").ok().map(drop))
+        })?;
+        // The first login of MySQL's default plugin over plaintext needs an exchange of keys that not all
+        // clients do unasked; once the account is in its cache the login is one packet.
+        self.login_over_socket(USER, PASSWORD).map(drop)
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub const fn product(&self) -> Product {
+        self.product
+    }
+
+    /// Whether it offers TLS.
+    #[must_use]
+    pub const fn offers_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its port on `ip`.
+    #[must_use]
+    pub const fn at(&self, ip: IpAddr) -> SocketAddr {
+        SocketAddr::new(ip, self.port)
+    }
+
+    /// The login of [`OPEN_USER`], which this server takes as it stands over any transport.
+    #[must_use]
+    pub fn open_login(&self) -> LoginPacket {
+        LoginPacket::new(OPEN_USER).plugin(match self.product {
+            Product::MariaDb => "mysql_native_password",
+            Product::MySql => "caching_sha2_password",
+        })
+    }
+
+    /// Its Unix socket, as the machine names it.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("mysqld.sock")
+    }
+
+    /// Its general log: every login and query, with transport.
+    pub fn general_log(&self) -> Result<String> {
+        self.read("general.log")
+    }
+
+    /// What it says about itself.
+    pub fn error_log(&self) -> Result<String> {
+        Ok(self.read(EARLY_LOG)? + &self.read("error.log").unwrap_or_default())
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.directory.join(name);
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Asks as `root` over the Unix socket: rows by line, columns by tab.
+    pub fn query(&self, sql: &str) -> Result<String> {
+        self.socket_client("root", None, sql)
+    }
+
+    /// Logs in over the Unix socket and returns who the server takes the client for.
+    pub fn login_over_socket(&self, user: &str, password: &str) -> Result<String> {
+        self.socket_client(user, Some(password), "SELECT CURRENT_USER()")
+    }
+
+    fn socket_client(&self, user: &str, password: Option<&str>, sql: &str) -> Result<String> {
+        let socket = self.product.name_of(&self.socket())?;
+        let mut command = self.product.client()?;
+        command.args([
+            "--no-defaults",
+            "--batch",
+            "--skip-column-names",
+            "--user",
+            user,
+        ]);
+        command.args(password.map(|password| format!("--password={password}")));
+        command.arg("--socket").arg(socket).args(["--execute", sql]);
+        output(&mut command)
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("kill the server")?;
+        self.child.wait().context("wait for the killed server")?;
+        Ok(())
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self
+            .child
+            .try_wait()
+            .context("look for the server")?
+            .is_none())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Options that both a template and a server under test need: small, and on no path of the host's own.
+fn base_command(product: Product, directory: &Path) -> Result<Command> {
+    let name = |file: &str| -> Result<String> {
+        Ok(product
+            .name_of(&directory.join(file))?
+            .display()
+            .to_string())
+    };
+    let hosts = directory.join("hosts");
+    fs::write(&hosts, netns::HOSTS).with_context(|| format!("write {}", hosts.display()))?;
+    let mut command = product.server(&hosts)?;
+    command.args([
+        "--no-defaults".to_owned(),
+        "--user=mysql".to_owned(),
+        format!("--datadir={}", name("data")?),
+        format!("--socket={}", name("mysqld.sock")?),
+        format!("--pid-file={}", name("mysqld.pid")?),
+        format!("--log-error={}", name("error.log")?),
+        "--innodb-buffer-pool-size=32M".to_owned(),
+        "--innodb-flush-log-at-trx-commit=0".to_owned(),
+    ]);
+    command.args(match product {
+        Product::MariaDb => template::MARIADB_STORAGE,
+        Product::MySql => template::MYSQL_STORAGE,
+    });
+    // What it says before it opens its error log, which must belong to the server's own user.
+    let early = directory.join(EARLY_LOG);
+    let early = File::create(&early).with_context(|| format!("create {}", early.display()))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(early);
+    Ok(command)
+}
+
+/// MySQL 8.0.26 deprecated `--ssl`, MySQL 9 knows only the list of versions: an empty one is none.
+const fn without_tls(product: Product) -> &'static [&'static str] {
+    match product {
+        Product::MariaDb => &["--skip-ssl"],
+        Product::MySql => &["--tls-version="],
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    output(
+        Command::new("cp")
+            .args(["--archive", "--sparse=always"])
+            .arg(from)
+            .arg(to),
+    )
+    .map(drop)
+}
+
+/// Each system has its own number for `mysql`.
+fn give_to_server(product: Product, directory: &Path) -> Result<()> {
+    let mut command = product.command("usr/bin/chown")?;
+    command
+        .args(["--recursive", "mysql:mysql"])
+        .arg(product.name_of(directory)?);
+    output(&mut command).map(drop)
+}
+
+/// Ends `child` in an orderly way by SIGTERM.
+fn stop(child: &mut Child, patience: Duration) -> Result<()> {
+    output(
+        Command::new("kill")
+            .arg("-TERM")
+            .arg(child.id().to_string()),
+    )?;
+    let status = wait::until(
+        "the server to shut down",
+        patience,
+        || Ok(child.try_wait()?),
+    )?;
+    ensure!(status.success(), "the server ended with {status}");
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! What servers and clients do without the agent. The other tests rest on these facts.
+
+#![cfg(test)]
+
+use musttls_tests::client::{Client, Login, Tls};
+use musttls_tests::evidence::{self, Counts};
+use musttls_tests::netns::Net;
+use musttls_tests::raw::{Next, Raw};
+use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::{CLIENT_SSL, COM_QUIT, ErrorPacket, LoginPacket, ssl_request};
+
+const ER_HOST_IS_BLOCKED: u16 = 1129;
+
+#[test]
+fn every_client_logs_in_with_and_without_tls_on_both_servers() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        for client in Client::ALL {
+            let plain = client
+                .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
+                .unwrap();
+            let session = plain
+                .result
+                .unwrap_or_else(|_| panic!("{client:?} {}", plain.text));
+            assert_eq!(session.cipher, "", "{product:?} {client:?}");
+            let login = Login::new(&server, &net.app, Tls::Required).to(net.app.db_v6());
+            let tls = client.login(&net.app, &login).unwrap();
+            let session = tls
+                .result
+                .unwrap_or_else(|_| panic!("{client:?} {}", tls.text));
+            assert!(!session.cipher.is_empty(), "{product:?} {client:?}");
+        }
+    }
+}
+
+#[test]
+fn every_client_logs_in_to_servers_without_tls() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product).without_tls()).unwrap();
+        let (_, greeting) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+        assert!(!greeting.offers_tls);
+        for client in Client::ALL {
+            let plain = client
+                .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
+                .unwrap();
+            assert!(plain.is_in(), "{product:?} {client:?} {}", plain.text);
+        }
+    }
+}
+
+#[test]
+fn mysql_refuses_plaintext_itself_with_3159_after_the_password() {
+    let net = Net::new().unwrap();
+    let options = Options::new(Product::MySql).with("--require-secure-transport=ON");
+    let server = Server::start(&net.db, &options).unwrap();
+    for client in Client::ALL {
+        let answer = client
+            .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
+            .unwrap();
+        assert_eq!(answer.error(), Some(3159), "{client:?} {}", answer.text);
+    }
+    let wrong = Login::new(&server, &net.app, Tls::Off).user("app", "wrong");
+    let answer = Client::PyMySql.login(&net.app, &wrong).unwrap();
+    assert_eq!(answer.error(), Some(1045), "{}", answer.text);
+    assert_eq!(
+        evidence::counts(&server, net.app.v4())
+            .unwrap()
+            .connect_errors,
+        0
+    );
+}
+
+#[test]
+fn mariadb_10_11_refuses_plaintext_itself_with_1045() {
+    let net = Net::new().unwrap();
+    let options = Options::new(Product::MariaDb).with("--require-secure-transport=ON");
+    let server = Server::start(&net.db, &options).unwrap();
+    let answer = Client::MariaDbCli
+        .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
+        .unwrap();
+    assert_eq!(answer.error(), Some(1045), "{}", answer.text);
+}
+
+#[test]
+fn half_open_probes_lock_their_address_out() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let options = Options::new(product).with("--max-connect-errors=5");
+        let server = Server::start(&net.db, &options).unwrap();
+        for probe in 1..=5 {
+            drop(Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap());
+            wait::until_true("the server to count the probe", PATIENCE, || {
+                Ok(evidence::counts(&server, net.app.v4())?.handshake_errors == probe)
+            })
+            .unwrap();
+        }
+        let tls = Login::new(&server, &net.app, Tls::Required);
+        let answer = Client::MySqlCli.login(&net.app, &tls).unwrap();
+        assert_eq!(
+            answer.error(),
+            Some(ER_HOST_IS_BLOCKED),
+            "{product:?} {}",
+            answer.text
+        );
+        let from_elsewhere = Login::new(&server, &net.legacy, Tls::Required);
+        assert!(
+            Client::MySqlCli
+                .login(&net.legacy, &from_elsewhere)
+                .unwrap()
+                .is_in()
+        );
+    }
+}
+
+#[test]
+fn failed_logins_count_no_handshake_error() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let before = evidence::counts(&server, net.app.v4()).unwrap();
+        let login = Login::new(&server, &net.app, Tls::Required).user("app", "wrong");
+        assert_eq!(
+            Client::MySqlCli.login(&net.app, &login).unwrap().error(),
+            Some(1045)
+        );
+        let after = evidence::counts(&server, net.app.v4()).unwrap();
+        assert_eq!(after.handshake_errors, 0);
+        assert_eq!(
+            after.aborted_connects_preauth,
+            before.aborted_connects_preauth
+        );
+        assert_eq!(
+            after.aborted_connects,
+            before.aborted_connects + 1,
+            "{product:?}"
+        );
+    }
+}
+
+#[test]
+fn counts_of_an_unseen_address_are_zero() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let counts = evidence::counts(&server, net.app.v4()).unwrap();
+    assert_eq!(
+        counts,
+        Counts {
+            aborted_connects: counts.aborted_connects,
+            ..Counts::default()
+        }
+    );
+}
+
+#[test]
+fn general_log_shows_a_login_with_its_user_and_transport() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let mark = evidence::mark(&server).unwrap();
+        assert!(evidence::logins(&server, "app", mark).unwrap().is_empty());
+        let login = Login::new(&server, &net.app, Tls::Off);
+        assert!(Client::PyMySql.login(&net.app, &login).unwrap().is_in());
+        let logins = evidence::logins(&server, "app", mark).unwrap();
+        assert!(
+            matches!(&logins[..], [one] if one.contains("using TCP/IP")),
+            "{logins:?}"
+        );
+        let wrong = login.user("app", "wrong");
+        assert_eq!(
+            Client::PyMySql.login(&net.app, &wrong).unwrap().error(),
+            Some(1045)
+        );
+        assert!(
+            evidence::logins(&server, "app", mark).unwrap().len() > 1,
+            "{product:?}"
+        );
+    }
+}
+
+#[test]
+fn raw_client_logs_in_over_plaintext_and_tls() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let to = server.at(net.app.db_v4());
+        let login = server.open_login();
+
+        let (mut plain, greeting) = Raw::greeted(&net.app, to).unwrap();
+        assert!(greeting.offers_tls);
+        plain.send(&login.packet_41()).unwrap();
+        assert!(plain.receive().unwrap().is_ok(), "{product:?}");
+        assert!(!plain.ask("SELECT 1").unwrap().is_empty());
+        plain.send(&COM_QUIT).unwrap();
+        assert_eq!(plain.receive().unwrap(), Next::Closed);
+
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send_singly(&ssl_request()).unwrap();
+        let mut tls = raw.into_tls().unwrap();
+        let mut packet = login.packet_41();
+        packet[3] = 2;
+        tls.send(&packet).unwrap();
+        assert!(tls.receive().unwrap().is_ok(), "{product:?}");
+    }
+}
+
+#[test]
+fn mariadb_without_tls_takes_a_login_that_claims_it() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb).without_tls()).unwrap();
+    let login = LoginPacket::new(OPEN_USER).caps(CLIENT_SSL);
+    for packet in [login.packet_41(), login.packet_320()] {
+        let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+        raw.send(&packet).unwrap();
+        let answer = raw.receive().unwrap();
+        assert!(answer.is_ok(), "{answer:?} {packet:?}");
+    }
+}
+
+#[test]
+fn urgent_byte_lets_a_plaintext_login_look_like_tls_on_the_wire() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+    let packet = LoginPacket::new(OPEN_USER).packet_41();
+    raw.send(&packet[..5]).unwrap();
+    raw.send_urgent(0x0a).unwrap();
+    raw.send(&packet[5..]).unwrap();
+    assert!(raw.receive().unwrap().is_ok());
+}
+
+#[test]
+fn wrong_sequence_id_gets_1156_from_the_server() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        for sequence in [0, 2, 3] {
+            let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+            let mut packet = server.open_login().packet_41();
+            packet[3] = sequence;
+            raw.send(&packet).unwrap();
+            let error: Option<ErrorPacket> = raw.receive().unwrap().error();
+            assert_eq!(
+                error.map(|error| error.number),
+                Some(1156),
+                "{product:?} {sequence}"
+            );
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Life of the agent: reloads, ends, servers that come and go, storms, full disks.
+
+#![cfg(test)]
+
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use musttls_tests::agent::{Agent, Home};
+use musttls_tests::audit::Record;
+use musttls_tests::client::{Client, Login, Tls};
+use musttls_tests::evidence;
+use musttls_tests::netns::Net;
+use musttls_tests::place::{Scratch, output};
+use musttls_tests::raw::Raw;
+use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::REFUSED;
+
+const OBSERVE: &str = "mode = \"observe\"";
+const ENFORCE: &str = "mode = \"enforce\"";
+const BAD: &str = "mode = \"enforce\"\n\nmoode = \"observe\"";
+
+struct Site {
+    server: Server,
+    net: Net,
+}
+
+impl Site {
+    fn new(product: Product) -> Self {
+        let net = Net::new().unwrap();
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        Self { server, net }
+    }
+
+    /// The error a plaintext client gets now; `None` when it is let in.
+    fn plaintext(&self) -> Option<u16> {
+        let (mut raw, _) =
+            Raw::greeted(&self.net.app, self.server.at(self.net.app.db_v4())).unwrap();
+        raw.send(&self.server.open_login().packet_41()).unwrap();
+        let next = raw.receive().unwrap();
+        assert!(next.is_ok() || next.error().is_some(), "{next:?}");
+        next.error().map(|error| error.number)
+    }
+
+    fn await_plaintext(&self, expected: Option<u16>) {
+        wait::until_true("the new policy", PATIENCE, || {
+            Ok(self.plaintext() == expected)
+        })
+        .unwrap();
+    }
+
+    fn tls_passes(&self) {
+        let login = Login::new(&self.server, &self.net.app, Tls::Required);
+        let answer = Client::PyMySql.login(&self.net.app, &login).unwrap();
+        assert!(answer.is_in(), "{}", answer.text);
+    }
+}
+
+#[test]
+fn mode_changes_while_running_by_reload_and_by_sighup() {
+    let site = Site::new(Product::MariaDb);
+    let agent = Agent::start(OBSERVE).unwrap();
+    assert_eq!(site.plaintext(), None);
+    agent.set_policy(ENFORCE).unwrap();
+    assert_eq!(
+        site.plaintext(),
+        Some(REFUSED),
+        "`reload` returns when the policy is in force"
+    );
+    agent.home().configure(OBSERVE).unwrap();
+    agent.hang_up().unwrap();
+    site.await_plaintext(None);
+    agent.home().configure(ENFORCE).unwrap();
+    agent.hang_up().unwrap();
+    site.await_plaintext(Some(REFUSED));
+}
+
+#[test]
+fn bad_file_keeps_the_policy_and_the_error_points_at_the_line() {
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    agent.home().configure(BAD).unwrap();
+    let (is_taken, text) = agent.reload().unwrap();
+    assert!(!is_taken, "{text}");
+    let place = format!("{}:3:", agent.home().config().display());
+    assert!(text.contains(&place) && text.contains("moode"), "{text}");
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    agent.hang_up().unwrap();
+    wait::until_true("the agent to say so", PATIENCE, || {
+        Ok(agent.log()?.contains("moode"))
+    })
+    .unwrap();
+    assert!(agent.is_running().unwrap());
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    site.tls_passes();
+}
+
+#[test]
+fn bad_file_in_observe_mode_does_not_begin_to_enforce() {
+    let site = Site::new(Product::MariaDb);
+    let agent = Agent::start(OBSERVE).unwrap();
+    agent.home().configure(BAD).unwrap();
+    assert!(!agent.reload().unwrap().0);
+    assert_eq!(site.plaintext(), None);
+}
+
+#[test]
+fn bad_file_at_the_start_is_an_end_with_code_78() {
+    let home = Home::new().unwrap();
+    home.configure(BAD).unwrap();
+    let output = home.musttls(&["run"]).unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("musttls.toml:3:"), "{text}");
+}
+
+#[test]
+fn removed_config_keeps_the_policy() {
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    fs::remove_file(agent.home().config()).unwrap();
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    agent.hang_up().unwrap();
+    wait::until_true("the agent to say so", PATIENCE, || {
+        Ok(agent.log()?.contains("musttls.toml"))
+    })
+    .unwrap();
+    assert!(agent.is_running().unwrap());
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    site.tls_passes();
+}
+
+#[test]
+fn exception_comes_and_goes_by_reload() {
+    let site = Site::new(Product::MariaDb);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let exception = format!(
+        "{ENFORCE}\n[[exception]]\nname = \"legacy\"\nsource = [\"{}/32\"]\nexpires = \"never\"\n\
+         owner = \"dba@example.com\"\nreason = \"old\"\n",
+        site.net.app.v4()
+    );
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    agent.set_policy(&exception).unwrap();
+    assert_eq!(site.plaintext(), None);
+    agent.set_policy(ENFORCE).unwrap();
+    assert_eq!(site.plaintext(), Some(REFUSED));
+}
+
+#[test]
+fn second_agent_refuses_and_names_the_first() {
+    let site = Site::new(Product::MariaDb);
+    let mut first = Agent::start(ENFORCE).unwrap();
+    let output = first.home().musttls(&["run"]).unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains(&first.pid().to_string()), "{text}");
+    assert!(first.is_running().unwrap());
+    assert_eq!(site.plaintext(), Some(REFUSED));
+}
+
+#[test]
+fn second_agent_with_a_directory_of_its_own_refuses_and_names_the_first() {
+    let site = Site::new(Product::MariaDb);
+    let mut first = Agent::start(ENFORCE).unwrap();
+    let elsewhere = Scratch::new().unwrap();
+    let config = elsewhere.join("musttls.toml");
+    let text = format!(
+        "{OBSERVE}\n[audit]\npath = \"{0}/audit.jsonl\"\n[control]\nsocket = \"{0}/control.sock\"\n",
+        elsewhere.path().display()
+    );
+    fs::write(&config, text).unwrap();
+    let second = std::process::Command::new(musttls_tests::place::agent_binary().unwrap())
+        .args(["run", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(text.contains(&first.pid().to_string()), "{text}");
+    assert!(first.is_running().unwrap());
+    assert_eq!(site.plaintext(), Some(REFUSED));
+}
+
+#[test]
+fn sigterm_ends_the_agent_with_code_0() {
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    let status = agent.terminate().unwrap();
+    assert_eq!(status.code(), Some(0), "{}", agent.log().unwrap());
+}
+
+#[test]
+fn server_started_after_the_agent_is_covered_from_its_first_session() {
+    for product in Product::ALL {
+        let net = Net::new().unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        // A client that tries without pause, from before the server listens.
+        let to = (net.app.db_v4(), 3306).into();
+        let (first, server) = thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                wait::until("the first session", PATIENCE * 3, || {
+                    Ok(Raw::greeted(&net.app, to).ok())
+                })
+                .and_then(|(mut raw, _)| {
+                    raw.send(&login_of(product))?;
+                    raw.receive()
+                })
+            });
+            let server = Server::start(&net.db, &Options::new(product)).unwrap();
+            (client.join().unwrap().unwrap(), server)
+        });
+        assert_eq!(
+            first.error().map(|error| error.number),
+            Some(REFUSED),
+            "{product:?} {first:?}"
+        );
+        assert!(
+            !server
+                .general_log()
+                .unwrap()
+                .contains(&format!("{OPEN_USER}@"))
+        );
+        agent
+            .await_record("the first session", Record::is_denied)
+            .unwrap();
+    }
+}
+
+fn login_of(product: Product) -> Vec<u8> {
+    let plugin = match product {
+        Product::MariaDb => "mysql_native_password",
+        Product::MySql => "caching_sha2_password",
+    };
+    musttls_tests::wire::LoginPacket::new(OPEN_USER)
+        .plugin(plugin)
+        .packet_41()
+}
+
+#[test]
+fn restarted_server_is_covered_again() {
+    let net = Net::new().unwrap();
+    let _agent = Agent::start(ENFORCE).unwrap();
+    for product in [Product::MariaDb, Product::MySql, Product::MariaDb] {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let login = Login::new(&server, &net.app, Tls::Off);
+        let answer = Client::PyMySql.login(&net.app, &login).unwrap();
+        assert_eq!(answer.error(), Some(REFUSED), "{}", answer.text);
+        let login = Login::new(&server, &net.app, Tls::Required);
+        assert!(Client::PyMySql.login(&net.app, &login).unwrap().is_in());
+    }
+}
+
+#[test]
+fn server_killed_in_the_middle_of_refusals_does_no_harm() {
+    for product in Product::ALL {
+        let mut site = Site::new(product);
+        let mut agent = Agent::start(ENFORCE).unwrap();
+        let to = site.server.at(site.net.app.db_v4());
+        let login = site.server.open_login().packet_41();
+        let refused = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        // Behind the kill there is nothing to connect to.
+                        let Ok((mut raw, _)) = Raw::greeted(&site.net.app, to) else {
+                            return;
+                        };
+                        let Ok(()) = raw.send(&login) else { return };
+                        let Ok(next) = raw.receive() else { return };
+                        assert!(!next.is_ok());
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            wait::until_true("some refusals", PATIENCE, || {
+                Ok(refused.load(Ordering::Relaxed) > 20)
+            })
+            .unwrap();
+            let pid = site.server.pid().to_string();
+            output(std::process::Command::new("kill").args(["-KILL", &pid])).unwrap();
+        });
+        site.server.kill().unwrap();
+        assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+        agent.status().unwrap();
+        site.server = Server::start(&site.net.db, &Options::new(product)).unwrap();
+        assert_eq!(site.plaintext(), Some(REFUSED));
+        site.tls_passes();
+    }
+}
+
+#[test]
+fn storm_of_5000_plaintext_logins_is_refused_to_the_last() {
+    const CLIENTS: usize = 100;
+    const EACH: usize = 50;
+    for product in Product::ALL {
+        let net = Net::new().unwrap();
+        let options = Options::new(product)
+            .with("--max-connections=500")
+            .with("--back-log=500");
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        let mark = evidence::mark(&server).unwrap();
+        let to = server.at(net.app.db_v4());
+        let login = server.open_login().packet_41();
+        let refused = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    for _ in 0..EACH {
+                        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+                        raw.send(&login).unwrap();
+                        let error = raw.receive().unwrap().error();
+                        assert_eq!(error.map(|error| error.number), Some(REFUSED));
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert_eq!(refused.into_inner(), CLIENTS * EACH);
+        evidence::await_no_connection(&server).unwrap();
+        assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
+        assert_eq!(
+            evidence::counts(&server, net.app.v4())
+                .unwrap()
+                .handshake_errors,
+            0
+        );
+        wait::until_true("all in the status", PATIENCE, || {
+            Ok(agent.outcome("denied")? >= (CLIENTS * EACH) as u64)
+        })
+        .unwrap();
+        let login = Login::new(&server, &net.app, Tls::Required);
+        assert!(Client::PyMySql.login(&net.app, &login).unwrap().is_in());
+    }
+}
+
+#[test]
+fn full_device_for_records_stops_nothing() {
+    let site = Site::new(Product::MariaDb);
+    let home = Home::new().unwrap().audit_to("/dev/full");
+    home.configure(ENFORCE).unwrap();
+    let mut agent = Agent::start_in(home).unwrap();
+    for _ in 0..20 {
+        assert_eq!(site.plaintext(), Some(REFUSED));
+    }
+    site.tls_passes();
+    assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+    agent.status().unwrap();
+    wait::until_true("the agent to say so", PATIENCE, || {
+        Ok(agent.log()?.contains("/dev/full"))
+    })
+    .unwrap();
+}
+
+#[test]
+fn full_disk_for_records_stops_nothing_and_the_loss_is_told_later() {
+    let site = Site::new(Product::MariaDb);
+    let disk = SmallDisk::new();
+    let home = Home::new().unwrap().audit_to(disk.0.join("audit.jsonl"));
+    home.configure(ENFORCE).unwrap();
+    let mut agent = Agent::start_in(home).unwrap();
+    let ballast = disk.0.join("ballast");
+    fs::write(&ballast, vec![0; 1 << 20]).ok();
+    for _ in 0..50 {
+        assert_eq!(site.plaintext(), Some(REFUSED));
+    }
+    site.tls_passes();
+    assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+    fs::remove_file(&ballast).unwrap();
+    wait::until_true("a record of the loss", PATIENCE, || {
+        assert_eq!(site.plaintext(), Some(REFUSED));
+        Ok(agent
+            .records()?
+            .iter()
+            .any(|record| record.number("/unmapped/lost").is_some()))
+    })
+    .unwrap();
+    agent.await_record("a refusal", Record::is_denied).unwrap();
+}
+
+/// 64 KiB.
+struct SmallDisk(Scratch);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let scratch = Scratch::new().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        output(
+            mount
+                .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+                .arg(scratch.path()),
+        )
+        .unwrap();
+        Self(scratch)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        output(
+            std::process::Command::new("umount")
+                .arg("--lazy")
+                .arg(self.0.path()),
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn configuration_of_10_mb_is_taken_or_refused_in_good_order() {
+    use std::fmt::Write as _;
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    let mut networks = String::new();
+    // 10.128.0.0/9 does not hold the client.
+    for n in 0_u32..600_000 {
+        let [_, b, c, d] = (n + 0x80_0000).to_be_bytes();
+        write!(networks, "\"10.{b}.{c}.{d}/32\",").unwrap();
+    }
+    assert!(networks.len() > 10_000_000);
+    let policy = format!(
+        "{ENFORCE}\n[[exception]]\nname = \"many\"\nsource = [{networks}]\nexpires = \"never\"\n\
+         owner = \"dba@example.com\"\nreason = \"large\"\n"
+    );
+    agent.home().configure(&policy).unwrap();
+    let (_, text) = agent.reload().unwrap();
+    assert!(!text.is_empty(), "it says what came of it");
+    assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+    assert_eq!(site.plaintext(), Some(REFUSED));
+    site.tls_passes();
+}
