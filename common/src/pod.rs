@@ -23,7 +23,7 @@ pod! {
     ServerPolicy = 128 + 1 + 7,
     SlotAddress = 8 + 16,
     SlotUser = 8 + 128,
-    SocketRecord = 8 + 8 + 40 + 4 + 4 + 12 + 16 + 4 + 4 + 2 + 2 + 4 + 6 + 2 + 4,
+    SocketRecord = 8 + 8 + 40 + 4 + 4 + 12 + 16 + 4 + 4 + 2 + 2 + 4 + 6 + 2 + 1 + 3,
     UnixPeer = 8 + 4 + 4 + 16,
     UserKey = 128,
 }

@@ -154,8 +154,11 @@ pub struct SocketRecord {
     pub flags_high: u8,
     /// [`crate::ABI_VERSION`].
     pub abi: u16,
+    /// 1 once the session is denied, for good: two CPUs may judge it at once, and the other's phase must not
+    /// undo the denial.
+    pub denied: u8,
     #[doc(hidden)]
-    pub _pad: u32,
+    pub _pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 120 && align_of::<SocketRecord>() == 8);

@@ -26,10 +26,14 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     let Some(record) = SOCKETS.get(sk.cast()) else {
         return Action::Pass;
     };
-    if record.phase >= Phase::DECIDED {
+    if record.phase >= Phase::DECIDED && record.denied == 0 {
         return Action::Pass;
     }
-    let phase = Phase::from_u8(record.phase);
+    let phase = if record.denied == 0 {
+        Phase::from_u8(record.phase)
+    } else {
+        Phase::Denied
+    };
     if phase == Phase::Listener {
         return Action::Pass;
     }
@@ -72,8 +76,11 @@ fn undecided(
         Greeting::Error | Greeting::Foreign => return no_login(record),
         Greeting::WithTls | Greeting::WithoutTls => record.greeting.packet_len().unwrap_or(0),
     };
-    if session::resolve(record) == ListenerClass::Pending {
-        record.class = ListenerClass::Classic as u8;
+    match session::resolve(record) {
+        // Named since the session was opened: a proxy that greets as a server does.
+        ListenerClass::Other => return no_login(record),
+        ListenerClass::Pending => record.class = ListenerClass::Classic as u8,
+        ListenerClass::Classic => {}
     }
     if record.counted == 0 {
         session::seen(record);
@@ -138,8 +145,11 @@ fn is_refusal(ctx: &SkBuffContext, tcp: &Tcp, start: u32, greeting_len: u32) -> 
         return false;
     }
     let answer = tcp.payload + (greeting_len - start);
-    packet::byte(ctx, answer) == Some(CONTENT_ALERT)
-        || packet::byte(ctx, answer + HEADER_LEN) == Some(ERR)
+    let at = |offset: u32| packet::byte(ctx, answer + offset);
+    let alert = at(0) == Some(CONTENT_ALERT) && at(1) == Some(3);
+    // A packet below 64 KiB whose sequence id goes on from the client's, and that begins as an ERR does.
+    let error = at(2) == Some(0) && matches!(at(3), Some(2..=3)) && at(HEADER_LEN) == Some(ERR);
+    alert || error
 }
 
 /// The server's first packet is no greeting: no login follows.

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_TCP_LISTEN;
 use aya_ebpf::programs::SkBuffContext;
 use musttls_common::counter::Outcome;
-use musttls_common::event::{Kind, TAIL_MAX};
+use musttls_common::event::{Kind, Login, TAIL_MAX};
 use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge};
 use musttls_common::mysql::{
     AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, Greeting, HEADER_LEN,
@@ -11,6 +11,7 @@ use musttls_common::mysql::{
 };
 use musttls_common::policy::{NO_RULE, UserKey};
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
+use musttls_common::tls::CONTENT_HANDSHAKE;
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::maps::{PORTS, SCRATCH, SOCKETS, Scratch};
@@ -33,6 +34,9 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
             Action::Pass
         };
     };
+    if record.denied != 0 {
+        return denied(ctx);
+    }
     if record.phase >= Phase::DECIDED {
         return Action::Pass;
     }
@@ -85,13 +89,13 @@ fn listener(
         SOCKETS.delete(sk.cast());
         return Action::Pass;
     }
-    let tcp = match packet::tcp(ctx) {
+    match packet::tcp(ctx) {
+        Ok(tcp) if tcp.is_urgent() => {
+            return held(Hold::Urgent, policy::mode(record.endpoints.server));
+        }
         Ok(tcp) if tcp.payload_len == 0 => return Action::Pass,
-        Ok(tcp) => tcp,
+        Ok(_) => {}
         Err(Unreadable) => return held(Hold::Unreadable, policy::mode(record.endpoints.server)),
-    };
-    if class == ListenerClass::Pending && !may_be_login(ctx, &tcp, 0) {
-        return Action::Pass;
     }
     held(Hold::NotEstablished, policy::mode(record.endpoints.server))
 }
@@ -138,70 +142,70 @@ fn hold(record: &mut SocketRecord, hold: Hold, policy: Option<&Policy<'_>>) -> A
 #[inline(always)]
 fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     let Ok(tcp) = packet::tcp(ctx) else {
-        return hold(
-            record,
-            Hold::Unreadable,
-            Policy::of(record.endpoints.server).as_ref(),
-        );
+        return held(Hold::Unreadable, policy::mode(record.endpoints.server));
     };
-    if tcp.payload_len == 0 {
-        return Action::Pass;
-    }
     let segment = Segment {
         start: tcp.seq.wrapping_sub(record.client_base).cast_signed(),
         len: tcp.payload_len,
         urgent: tcp.is_urgent(),
     };
-    if segment.end() <= 0 {
+    // A segment without payload, or before the stream, sets the urgent pointer too.
+    let is_empty = tcp.payload_len == 0 || segment.end() <= 0;
+    if is_empty && !segment.urgent {
         return Action::Pass;
     }
-    record.client_spoke = 1;
-    if session::resolve(record) == ListenerClass::Pending {
-        return pending(ctx, record, &tcp, segment);
+    match session::resolve(record) {
+        ListenerClass::Other => {
+            // Named since the session was opened.
+            record.phase = Phase::Foreign as u8;
+            return Action::Pass;
+        }
+        ListenerClass::Pending if !segment.urgent => {
+            record.client_spoke = 1;
+            return pending(ctx, record, &tcp, segment);
+        }
+        ListenerClass::Pending | ListenerClass::Classic => {}
+    }
+    if !is_empty {
+        record.client_spoke = 1;
     }
     let login_follows = i64::from(segment.start) >= i64::from(record.login_head_end);
-    if record.phase == Phase::ExceptedUser as u8 && login_follows {
+    if record.phase == Phase::ExceptedUser as u8 && login_follows && !segment.urgent {
         return Action::Pass;
     }
     let claimed = record.phase == Phase::Claimed as u8;
     let judgement = judge(segment, record.greeting.greeting(), claimed, |index| {
         packet::byte(ctx, tcp.payload + index)
     });
-    match judgement {
-        Judgement::Neutral => {
+    let reason = match judgement {
+        Judgement::Neutral | Judgement::Claim => {
             note_header(ctx, record, &tcp, segment);
-            Action::Pass
-        }
-        Judgement::Claim => {
-            note_header(ctx, record, &tcp, segment);
-            if record.phase == Phase::Plain as u8 {
+            if judgement == Judgement::Claim && record.phase == Phase::Plain as u8 {
                 record.phase = Phase::Claimed as u8;
             }
-            Action::Pass
+            return Action::Pass;
         }
-        Judgement::SplitClaim => {
-            let action = hold(
-                record,
-                Hold::Split,
-                Policy::of(record.endpoints.server).as_ref(),
-            );
-            if action == Action::Pass && record.phase == Phase::Plain as u8 {
-                record.phase = Phase::Claimed as u8;
-            }
-            action
-        }
-        Judgement::Plaintext(reason) => plaintext(ctx, record, &tcp, segment, reason),
-        Judgement::Hold(reason) => {
-            hold(record, reason, Policy::of(record.endpoints.server).as_ref())
-        }
+        Judgement::Plaintext(reason) => return plaintext(ctx, record, &tcp, segment, reason),
+        Judgement::SplitClaim => Hold::Split,
+        Judgement::Hold(reason) => reason,
+    };
+    let action = hold(record, reason, Policy::of(record.endpoints.server).as_ref());
+    if action == Action::Pass
+        && judgement == Judgement::SplitClaim
+        && record.phase == Phase::Plain as u8
+    {
+        record.phase = Phase::Claimed as u8;
     }
+    action
 }
 
 /// Whether a segment that starts at `start` of the client's stream may be (part of) a login: the
-/// sequence id of the first packet is 1. A TLS `ClientHello` can have a 1 there too, as the high byte of
-/// its length, but not `16 03` before it.
+/// sequence id of the first packet is 1. A TLS ClientHello can have a 1 there too, as the high byte of
+/// its length; it is told by its first six bytes (RFC 8446 sections 5.1 and 4), the last of which would be
+/// capability flags without `CLIENT_PROTOCOL_41` in a login.
 #[inline(always)]
 fn may_be_login(ctx: &SkBuffContext, tcp: &Tcp, start: i32) -> bool {
+    const CLIENT_HELLO: u8 = 1;
     let segment = Segment {
         start,
         len: tcp.payload_len,
@@ -211,11 +215,13 @@ fn may_be_login(ctx: &SkBuffContext, tcp: &Tcp, start: i32) -> bool {
         return false;
     }
     let index = segment.payload_index(SEQUENCE_ID_OFFSET);
-    let sequence_id = packet::byte(ctx, tcp.payload + index);
+    let at = |offset: u32| packet::byte(ctx, tcp.payload + offset);
     let tls = start == 0
-        && packet::byte(ctx, tcp.payload) == Some(musttls_common::tls::CONTENT_HANDSHAKE)
-        && packet::byte(ctx, tcp.payload + 1) == Some(3);
-    sequence_id == Some(1) && !tls
+        && at(0) == Some(CONTENT_HANDSHAKE)
+        && at(1) == Some(3)
+        && matches!(at(2), Some(1..=4))
+        && at(5) == Some(CLIENT_HELLO);
+    at(index) == Some(1) && !tls
 }
 
 /// A session of a listener that nobody has named: it is held only if it looks like a login that comes
@@ -275,11 +281,20 @@ fn plaintext(
     }
     let policy = Policy::of(record.endpoints.server);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return hold(record, Hold::NoRecord, policy.as_ref());
+        return held(
+            Hold::NoRecord,
+            policy.as_ref().map_or(Mode::Enforce, Policy::mode),
+        );
     };
     // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
     let scratch = unsafe { &mut *scratch };
-    let user = read_login(ctx, tcp, segment, scratch);
+    let user = if reason == Reason::NotALogin {
+        // What stands where a login has its user is none.
+        clear(&mut scratch.login);
+        User::TooLong
+    } else {
+        read_login(ctx, tcp, segment, scratch)
+    };
 
     if let Some(policy) = &policy {
         record.policy_version = policy.version();
@@ -351,6 +366,7 @@ fn decide(record: &mut SocketRecord, action: Action) -> Kind {
         }
         Action::Drop => {
             record.phase = Phase::Denied as u8;
+            record.denied = 1;
             emit::count_outcome(record, Outcome::Denied);
             Kind::Denied
         }
@@ -388,20 +404,26 @@ const fn user_offset(caps: u32) -> u32 {
     }
 }
 
-/// Copies what a login says to `scratch`, but for its auth response, which is never read.
 #[inline(always)]
-fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Scratch) -> User {
-    let login = &mut scratch.login;
+fn clear(login: &mut Login) {
     login.caps = 0;
     login.user_len = 0;
     login.tail_len = 0;
     login.user = [0; USER_MAX];
-    if segment.start > 0 {
+}
+
+/// Copies what a login says to `scratch`, but for its auth response, which is never read.
+#[inline(always)]
+fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Scratch) -> User {
+    let login = &mut scratch.login;
+    clear(login);
+    // A packet header that came before is no loss. Each segment that passes holds the flags and the whole user.
+    if segment.start > FLAGS_LOW_OFFSET as i32 {
         return User::Cut;
     }
     // Offsets in the client's stream are positive here, and `at` turns them into places in the packet.
     let origin = tcp.payload.wrapping_sub(segment.start.cast_unsigned());
-    let at = |offset: u32| origin + offset;
+    let at = |offset: u32| origin.wrapping_add(offset);
     let end = segment.end() as u32;
 
     let Some(caps) = packet::u32_le(ctx, at(FLAGS_LOW_OFFSET)) else {

@@ -50,10 +50,11 @@ impl Tcp {
         self.flags & TCP_RST != 0
     }
 
-    /// Whether it carries nothing but an acknowledgement.
+    /// Whether it carries nothing but an acknowledgement. One with URG carries more: Linux takes the urgent
+    /// pointer of a segment without payload too, and takes the byte there out of the stream when it comes.
     #[inline(always)]
     pub(crate) const fn is_pure_ack(&self) -> bool {
-        self.payload_len == 0 && self.flags & (TCP_FIN | TCP_SYN | TCP_RST) == 0
+        self.payload_len == 0 && self.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_URG) == 0
     }
 }
 

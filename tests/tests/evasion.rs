@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use musttls_tests::agent::Agent;
@@ -302,6 +303,55 @@ fn urgent_byte_that_replaces_one_gets_no_login_in() {
             site.is_kept_out(&mut raw, &format!("urgent byte in place of byte {offset}"));
         }
     });
+}
+
+/// Runs `tests/scripts/empty_urgent.py` against `site`.
+fn empty_urgent(net: &Net, server: &Server) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/empty_urgent.py");
+    let mut python = Command::new("python3");
+    let port = server.at(net.app.db_v4().into()).port().to_string();
+    python
+        .arg(script)
+        .arg(net.app.db_v4().to_string())
+        .args([port.as_str(), OPEN_USER]);
+    python.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = net
+        .app
+        .spawn(&mut python)
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn empty_urgent_segment_shifts_no_login_in() {
+    for product in Product::ALL {
+        let net = Net::new().unwrap();
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let agent = Agent::start("mode = \"observe\"").unwrap();
+        assert_eq!(
+            empty_urgent(&net, &server),
+            "in",
+            "the attack works where nothing is refused"
+        );
+        drop(agent);
+        let agent = Agent::start("mode = \"enforce\"").unwrap();
+        let mark = evidence::mark(&server).unwrap();
+        assert_ne!(empty_urgent(&net, &server), "in", "{product:?}");
+        assert!(
+            evidence::logins(&server, OPEN_USER, mark)
+                .unwrap()
+                .is_empty(),
+            "{product:?}"
+        );
+        drop(agent);
+    }
 }
 
 #[test]

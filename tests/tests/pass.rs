@@ -29,23 +29,21 @@ fn tls_passes_and_its_record_agrees_with_the_server() {
                 (net.app.db_v6(), net.app.v6()),
             ] {
                 for (tls, version) in [(Tls::V1_2, "TLSv1.2"), (Tls::V1_3, "TLSv1.3")] {
-                    let seen = agent.records().unwrap().len();
+                    let of_this = |record: &Record| {
+                        record.transport() == "tls"
+                            && record.source() == Some(from)
+                            && record.tls_version() == version
+                    };
+                    let records = agent.records().unwrap();
+                    let before = records.iter().filter(|record| of_this(record)).count();
                     let login = Login::new(&server, &net.app, tls).to(to);
                     let answer = client.login(&net.app, &login).unwrap();
                     let session = answer.result.unwrap_or_else(|_| panic!("{}", answer.text));
                     assert_eq!(session.tls_version, version);
-                    agent
-                        .await_record("the TLS session", |record| {
-                            record.transport() == "tls"
-                                && record.source() == Some(from)
-                                && record.tls_version() == version
-                        })
+                    let records = agent
+                        .await_records("the TLS session", before + 1, of_this)
                         .unwrap();
-                    let records = agent.records().unwrap();
-                    let record = records[seen..]
-                        .iter()
-                        .find(|record| record.transport() == "tls")
-                        .unwrap();
+                    let record = records.last().unwrap();
                     assert_eq!(record.action(), Some(1), "{}", record.line);
                     assert_eq!(record.disposition(), Some(1), "{}", record.line);
                     assert_eq!(record.at("/is_cleartext").as_bool(), Some(false));

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::audit::AuditLog;
@@ -76,8 +76,30 @@ pub fn run(path: &Path) -> Result<Exit> {
         .build()
         .context("start the event loop")?;
     let _context = runtime.enter();
+    // Before the service manager is told that the agent is ready, which may answer with a signal at once.
+    let signals = Signals::new()?;
     let mut daemon = Daemon::start(path, loaded.config)?;
-    runtime.block_on(daemon.work())
+    runtime.block_on(daemon.work(signals))
+}
+
+/// The signals that the agent takes.
+struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let take = |kind| signal(kind).context("take signals");
+        Ok(Self {
+            hangup: take(SignalKind::hangup())?,
+            reopen: take(SignalKind::user_defined1())?,
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+        })
+    }
 }
 
 struct Daemon {
@@ -249,7 +271,8 @@ impl Daemon {
             .set_policy(&daemon.config, policy_version, now);
         daemon.refresh();
         if let Some(error) = daemon.scan_errors.first() {
-            anyhow::bail!("{error}");
+            let missing = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+            return Err(anyhow::Error::from(missing).context(error.clone()));
         }
         daemon.tick();
         daemon.announce();
@@ -257,18 +280,14 @@ impl Daemon {
         Ok(daemon)
     }
 
-    async fn work(&mut self) -> Result<Exit> {
-        let mut hangup = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
-        let mut reopen = signal(SignalKind::user_defined1()).context("wait for SIGUSR1")?;
-        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    async fn work(&mut self, mut signals: Signals) -> Result<Exit> {
         let mut refresh = std::pin::pin!(tokio::time::sleep(REFRESH));
         let mut tick = tokio::time::interval(TICK);
         let mut drain = tokio::time::interval(DRAIN);
         loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
                 Some(report) = self.reports.recv() => self.report(report),
                 ready = self.sessions.readable_mut() => {
                     ready.context("wait for the ring of sessions")?.clear_ready();
@@ -283,13 +302,13 @@ impl Daemon {
                         tracing::debug!("the control peer is gone");
                     }
                 }
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     notify(&[sd_notify::NotifyState::Reloading]);
                     // What it says is in the journal already.
                     let _answer = self.reload();
                     notify(&[sd_notify::NotifyState::Ready]);
                 }
-                _ = reopen.recv() => self.recorder.reopen(),
+                _ = signals.reopen.recv() => self.recorder.reopen(),
                 () = &mut refresh => {
                     let began = Instant::now();
                     self.refresh();

@@ -50,13 +50,14 @@ pub fn landing(header: [u8; 4], delivered: u64) -> Option<Vec<u8>> {
         header_of(login.len(), 1)
     } else {
         // The server has read (some of) the client's own header: fill the packet that it announces.
+        // The sequence id is 1 where the server has not read it yet.
         let [a, b, c, _] = header;
         let announced = usize::try_from(u32::from_le_bytes([a, b, c, 0])).ok()?;
         if announced < login.len() || announced > MAX_LANDING {
             return None;
         }
         login.resize(announced, 0);
-        header
+        [a, b, c, 1]
     };
     let mut bytes = header.get(delivered..)?.to_vec();
     bytes.extend(login);
@@ -125,6 +126,8 @@ mod tests {
         assert_eq!(announced.len(), 200 + EMPTY_ANSWER.len());
         let partly = landing([200, 0, 0, 1], 2).unwrap();
         assert_eq!(partly[..2], [0, 1]);
+        let other_sequence_id = landing([200, 0, 0, 7], 3).unwrap();
+        assert_eq!(other_sequence_id[0], 1);
     }
 
     #[test]
