@@ -162,7 +162,7 @@ async fn answer(stream: &mut UnixStream, commands: mpsc::Sender<Pending>) -> Ans
 /// The agent does not answer.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no agent answers at {path}: {source}\n  help: is it running (systemctl status musttls)? Is this the [control] socket of its configuration?"
+    "no agent answers at {path}: {source}\n  help: is `musttls run` running? Is this the [control] socket of its configuration?"
 )]
 pub struct NotRunning {
     path: String,

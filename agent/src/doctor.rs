@@ -85,7 +85,7 @@ const FEATURES: [Feature; 10] = [
     Feature {
         name: "CAP_SYS_PTRACE",
         required: false,
-        cost: "servers are not found, and clients are not told why they are refused",
+        cost: "the agent does not start where a server of another user runs",
         remedy: "run as root, or add the capability to the unit",
         test: || capability("CAP_SYS_PTRACE", 19),
     },

@@ -5,6 +5,7 @@
 //!
 //! | module | content | written by | read by |
 //! |---|---|---|---|
+//! | [`addr`] | IPv4-mapped addresses | - | gate, agent |
 //! | [`stream`] | a reader that takes a byte stream in any cut | - | gate, agent |
 //! | [`mysql`] | the connection phase: server greeting, client login, ERR packet | - | gate, agent |
 //! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |

@@ -1,5 +1,5 @@
-//! Tracing programs, where the kernel allows them: who connects to a server's Unix socket, and which
-//! descriptor a server has accepted. Nothing is refused here, and the gate does not need them.
+//! A tracing program, where the kernel allows it: who connects to a server's Unix socket. Nothing is refused here,
+//! and the gate does not need it.
 
 use core::ffi::c_void;
 

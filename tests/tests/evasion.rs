@@ -309,7 +309,7 @@ fn urgent_byte_that_replaces_one_gets_no_login_in() {
 fn empty_urgent(net: &Net, server: &Server) -> String {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/empty_urgent.py");
     let mut python = Command::new("python3");
-    let port = server.at(net.app.db_v4().into()).port().to_string();
+    let port = server.at(net.app.db_v4()).port().to_string();
     python
         .arg(script)
         .arg(net.app.db_v4().to_string())

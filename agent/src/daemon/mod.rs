@@ -137,17 +137,16 @@ struct Gate {
     _root: cgroup::Root,
 }
 
-#[derive(PartialEq, Eq)]
 struct Compiled {
     holding: Vec<bool>,
-    /// Seconds of Unix time at boot: changes when the clock is set.
+    /// Unix time at boot, in units of two seconds because the clocks are not read at the same instant: changes
+    /// when the clock is set.
     boot: i64,
 }
 
 impl Compiled {
     fn of(config: &Config, now: Timestamp) -> Self {
         let boot = now.as_second() - i64::try_from(boottime().as_secs()).unwrap_or(0);
-        // Rounded, because the two clocks are not read at the same instant.
         let holding = config
             .exceptions
             .iter()
@@ -710,7 +709,7 @@ pub fn exit_code(error: &anyhow::Error) -> Exit {
     }
 }
 
-/// How long ago something was, for a record that is made later.
+/// When `ktime_ns` (`CLOCK_MONOTONIC`) was, in milliseconds of Unix time.
 fn wall_clock_ms(ktime_ns: u64) -> i64 {
     let now = clock_gettime(ClockId::Monotonic);
     let now_ns = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000
@@ -719,7 +718,7 @@ fn wall_clock_ms(ktime_ns: u64) -> i64 {
     Timestamp::now().as_millisecond() - age_ms
 }
 
-/// The present instant, named here so that what uses it can be given another.
+/// The present instant.
 fn now() -> Instant {
     Instant::now()
 }

@@ -8,6 +8,7 @@
 //! | wait for the server's greeting | the gate reports again when it is out | the server ends the session |
 //! | duplicate the server's socket | `pidfd_getfd`, identified by `SO_COOKIE` | `SOCK_DESTROY` |
 //! | tell the client | send the ERR packet | go on without |
+//! | wait [`SETTLE`] | so that the server waits for the login | |
 //! | release the server | `TCP_REPAIR`: a login of nobody into its receive queue, then end of stream | end both streams |
 //! | reset | `SO_LINGER` 0: the server's own close sends the RST | after [`LET_GO`], `SOCK_DESTROY` |
 //! | last resort | | the session stays held until the server gives up (`connect_timeout`) |

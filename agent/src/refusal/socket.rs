@@ -39,12 +39,6 @@ impl Process {
         })
     }
 
-    /// Its id.
-    #[must_use]
-    pub const fn pid(&self) -> i32 {
-        self.pid
-    }
-
     /// Duplicates descriptor `fd`, which may be anything.
     pub fn duplicate(&self, fd: i32) -> io::Result<Socket> {
         Ok(Socket(pidfd_getfd(

@@ -138,7 +138,7 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
 }
 
 /// The process's cgroup v2 path; "/" where there is none.
-pub(super) fn cgroup(process: &Process) -> String {
+fn cgroup(process: &Process) -> String {
     let v2 = |groups: procfs::ProcessCGroups| {
         groups
             .into_iter()
@@ -154,7 +154,7 @@ pub(super) fn cgroup(process: &Process) -> String {
 
 /// The container id in a cgroup path: 64 hexadecimal digits, as container engines name their groups
 /// (`docker-<id>.scope`, `cri-containerd-<id>.scope`, `/kubepods/.../<id>`).
-pub(super) fn container(cgroup: &str) -> Option<String> {
+fn container(cgroup: &str) -> Option<String> {
     const ID_LEN: usize = 64;
     cgroup
         .split(|c: char| !c.is_ascii_hexdigit())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use procfs::process::Process as ProcProcess;
 
-use super::{Server, discovery};
+use super::Server;
 use crate::refusal::socket::Process;
 
 /// A session over a Unix socket.
@@ -91,13 +91,4 @@ pub fn program(pid: i32) -> Option<String> {
     let process = ProcProcess::new(pid).ok()?;
     let exe = process.exe().ok()?;
     Some(exe.file_name()?.to_str()?.to_owned())
-}
-
-/// cgroup v2 path and container id of a process, if it is still there.
-#[must_use]
-pub fn cgroup(pid: i32) -> Option<(String, Option<String>)> {
-    let process = ProcProcess::new(pid).ok()?;
-    let cgroup = discovery::cgroup(&process);
-    let container = discovery::container(&cgroup);
-    Some((cgroup, container))
 }
