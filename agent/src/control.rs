@@ -162,18 +162,18 @@ async fn answer(stream: &mut UnixStream, commands: mpsc::Sender<Pending>) -> Ans
 /// The agent does not answer.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no agent answers at {path}: {source}\n  help: is `musttls run` running? Is this the [control] socket of its configuration?"
+    "no agent answers at {path}: {cause}\n  help: is `musttls run` running? Is this the [control] socket of its configuration?"
 )]
 pub struct NotRunning {
     path: String,
-    source: std::io::Error,
+    cause: std::io::Error,
 }
 
 /// Asks the agent at `path`.
 pub fn ask(path: &Path, command: Command) -> Result<Answer> {
-    let mut stream = StdUnixStream::connect(path).map_err(|source| NotRunning {
+    let mut stream = StdUnixStream::connect(path).map_err(|cause| NotRunning {
         path: path.display().to_string(),
-        source,
+        cause,
     })?;
     stream
         .set_read_timeout(Some(Duration::from_mins(1)))

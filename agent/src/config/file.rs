@@ -56,7 +56,7 @@ pub(super) fn read(path: &Path) -> Result<(String, Option<String>), ConfigError>
 fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
     let remedy = match error.kind() {
         std::io::ErrorKind::NotFound => {
-            "create it (packaging/musttls.toml documents every key), or name another with --config"
+            "create it (packaging/musttls.toml documents every key), or name another file"
         }
         std::io::ErrorKind::PermissionDenied => "run as root, or let this user read the file",
         _ => "check the path and the file system it is on",
