@@ -94,7 +94,9 @@ impl Console {
         // Five-level page tables (la57) are slow to emulate and hang some kernels at boot.
         command.args([
             "-accel",
-            "tcg,thread=multi",
+            // Not a thread for each CPU: QEMU 7.2 then may run code that the kernel has just patched (an
+            // Oops "int3" while it boots).
+            "tcg,thread=single",
             "-cpu",
             "max,la57=off",
             "-smp",
