@@ -6,7 +6,7 @@ use musttls_common::counter::Outcome;
 use musttls_common::event::{Kind, Login, TAIL_MAX};
 use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge};
 use musttls_common::mysql::{
-    AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, Greeting, HEADER_LEN,
+    AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, HEADER_LEN,
     SEQUENCE_ID_OFFSET, USER_MAX, USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
 use musttls_common::policy::{NO_RULE, UserKey};
@@ -475,7 +475,6 @@ fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Sc
 /// The server turned out to speak the `MySQL` protocol after client bytes had passed unjudged.
 #[inline(always)]
 pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
-    debug_assert!(record.greeting.greeting() as u8 <= Greeting::WithTls as u8);
     deny(
         record,
         Reason::LoginBeforeGreeting,

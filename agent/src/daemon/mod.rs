@@ -472,7 +472,7 @@ impl Daemon {
         self.ready_if_covered();
         let now = Timestamp::now();
         if Compiled::of(&self.config, now).differs(&self.compiled) {
-            self.install(now);
+            self.recompile(now);
         }
         let totals = self.counters.totals();
         self.metrics.set_kernel_counters(&self.config, &totals);
@@ -483,20 +483,23 @@ impl Daemon {
     }
 
     /// Compiles the policy anew, for an exception that has ended or a clock that was set.
-    fn install(&mut self, now: Timestamp) {
-        let version = self.policy_version + 1;
-        match self
-            .tables
-            .install(&policy::compile(&self.config, version, now, boottime_ns()))
-        {
-            Ok(()) => {
-                self.policy_version = version;
-                self.compiled = Compiled::of(&self.config, now);
-                self.recorder.policy(version, self.config.clone());
-                self.metrics.set_policy(&self.config, version, now);
-            }
-            Err(error) => tracing::error!("the policy tables stay as they are: {error:#}"),
+    fn recompile(&mut self, now: Timestamp) {
+        if let Err(error) = self.take_over(self.config.clone(), now) {
+            tracing::error!("the policy tables stay as they are: {error:#}");
         }
+    }
+
+    /// Puts a configuration's policy in force, or leaves everything as it is.
+    fn take_over(&mut self, config: Arc<Config>, now: Timestamp) -> Result<()> {
+        let version = self.policy_version + 1;
+        self.tables
+            .install(&policy::compile(&config, version, now, boottime_ns()))?;
+        self.policy_version = version;
+        self.compiled = Compiled::of(&config, now);
+        self.recorder.policy(version, config.clone());
+        self.metrics.set_policy(&config, version, now);
+        self.config = config;
+        Ok(())
     }
 
     fn command(&mut self, command: Command) -> Answer {
@@ -548,14 +551,7 @@ impl Daemon {
         config.audit = self.config.audit.clone();
         config.metrics = self.config.metrics;
         config.control.clone_from(&self.config.control);
-        let version = self.policy_version + 1;
-        self.tables
-            .install(&policy::compile(&config, version, now, boottime_ns()))?;
-        self.policy_version = version;
-        self.compiled = Compiled::of(&config, now);
-        self.config = Arc::new(config);
-        self.recorder.policy(version, self.config.clone());
-        self.metrics.set_policy(&self.config, version, now);
+        self.take_over(Arc::new(config), now)?;
         // Servers may have settings of their own now.
         self.refresh();
         for warning in &warnings {
