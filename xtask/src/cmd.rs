@@ -61,6 +61,20 @@ impl Cmd {
         ended_well(&self.line, status, "")
     }
 
+    /// Runs a `cargo test`, prints what it prints, and names on failure the tests that failed: other output
+    /// may follow it.
+    pub(crate) fn stream_tests(self) -> Result<()> {
+        println!("$ {}", self.line);
+        let mut failed = Vec::new();
+        let (line, status) = self.each_line(|line| {
+            println!("{line}");
+            if line.starts_with("test ") && line.ends_with("FAILED") {
+                failed.push(line.to_owned());
+            }
+        })?;
+        ended_well(&line, status, &failed.join("\n"))
+    }
+
     /// Runs in silence and shows the last lines only if it fails.
     pub(crate) fn quiet(self) -> Result<()> {
         println!("  $ {}", self.line);
@@ -69,6 +83,17 @@ impl Cmd {
 
     /// What the program printed, on both streams.
     pub(crate) fn output(self) -> Result<String> {
+        let mut text = String::new();
+        let (line, status) = self.each_line(|line| {
+            text.push_str(line);
+            text.push('\n');
+        })?;
+        ended_well(&line, status, &text)?;
+        Ok(text)
+    }
+
+    /// Runs, and gives each line of both streams to `take`. Returns the command line and how it ended.
+    fn each_line(self, mut take: impl FnMut(&str)) -> Result<(String, ExitStatus)> {
         let Self { mut command, line } = self;
         let running = || format!("run `{line}`");
         let (reader, writer) = io::pipe().with_context(running)?;
@@ -77,14 +102,11 @@ impl Cmd {
         let mut child = command.spawn().with_context(running)?;
         // It holds the writing ends; the reader sees an end only when they are closed.
         drop(command);
-        let mut text = String::new();
         for read in BufReader::new(reader).split(b'\n') {
-            text.push_str(&String::from_utf8_lossy(&read.with_context(running)?));
-            text.push('\n');
+            take(&String::from_utf8_lossy(&read.with_context(running)?));
         }
         let status = child.wait().with_context(running)?;
-        ended_well(&line, status, &text)?;
-        Ok(text)
+        Ok((line, status))
     }
 
     /// What the program printed, or nothing when it is missing or fails: for questions such as
@@ -131,6 +153,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("one") && text.contains("two"), "{text}");
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let script = "echo 'test good ... ok'; echo 'test bad ... FAILED'; exit 101";
+        let error = Cmd::new("sh").args(["-c", script]).stream_tests();
+        let text = format!("{:#}", error.unwrap_err());
+        assert!(text.contains("test bad"), "{text}");
+        assert!(!text.contains("test good ... ok\n"), "{text}");
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn unit_tests() -> Result<()> {
             "--exclude",
             "musttls-ebpf",
         ])
-        .stream()
+        .stream_tests()
 }
 
 fn build() -> Result<()> {
@@ -110,7 +110,7 @@ fn integration_tests(cache: &Cache) -> Result<()> {
         "--",
         "--test-threads=1",
     ]);
-    for_tests(cargo, cache)?.stream()
+    for_tests(cargo, cache)?.stream_tests()
 }
 
 fn boot_all(cache: &Cache, args: &Args, payload: &Payload, report: &mut Report) -> Result<()> {
@@ -171,6 +171,12 @@ impl Report {
             .iter()
             .filter(|(_, _, result)| result.is_err())
             .count();
+        // Once more, because much came in between.
+        for (what, _, result) in &self.done {
+            if let Err(error) = result {
+                println!("{what}: {}", head(&format!("{error:#}")));
+            }
+        }
         println!(
             "parts: {} passed, {failed} failed",
             self.done.len() - failed
@@ -180,6 +186,13 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// What is shown of an error at the end.
+fn head(text: &str) -> String {
+    const LINES: usize = 8;
+    let lines: Vec<_> = text.lines().take(LINES).collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ fn a_refusal_says_all_that_the_contract_names() {
         ("/unmapped/cgroup", json!("/system.slice/mariadb.service")),
         (
             "/unmapped/refusal",
-            json!({"outcome": "landed", "err_after_us": 184, "released_after_us": 611}),
+            json!({"outcome": "landed", "err_after_us": 184, "released_after_us": 10611}),
         ),
     ] {
         assert_eq!(record.pointer(pointer), Some(&value), "{pointer}");

@@ -38,12 +38,13 @@ use crate::servers::Registry;
 use locate::Locator;
 use socket::Socket;
 
-/// How long a server may take to let go of a session that it was told to end, before it is reset.
-const LET_GO: Duration = Duration::from_millis(100);
+/// How long a server may take to let go of a session that it was told to end, before it is reset. It needs well
+/// below 1 ms; one that is short of CPU gets time, because a reset would count as a handshake error.
+const LET_GO: Duration = Duration::from_secs(1);
 /// From the ERR packet to the soft landing. A server that calls recv(2) while its socket is in repair mode, which
 /// takes a microsecond or two, gets EPERM and counts a handshake error; one that waits for the socket does not.
 /// After the greeting it begins to wait at once, unless it is short of CPU: this is its time to do so.
-const SETTLE: Duration = Duration::from_millis(2);
+const SETTLE: Duration = Duration::from_millis(10);
 /// How often the map of held sessions is looked through for ones whose event was lost.
 const SWEEP: Duration = Duration::from_millis(250);
 /// After this long, a session that waits for its greeting and is not in the map of held ones is gone: its end was

@@ -158,8 +158,9 @@ fn check_all() -> Result<()> {
     let mut check = |name: &str, result: Result<String>| match result {
         Ok(said) => println!("check: {name}: ok {}", one_line(&said)),
         Err(error) => {
-            println!("check: {name}: FAIL {}", one_line(&format!("{error:#}")));
-            failed.push(name.to_owned());
+            let why = one_line(&format!("{error:#}"));
+            println!("check: {name}: FAIL {why}");
+            failed.push(format!("{name}: {why}"));
         }
     };
     // Before the agent: that it does not find itself attached is part of what it says.
@@ -185,7 +186,7 @@ fn check_all() -> Result<()> {
         }
         Err(error) => check("the agent starts", Err(error)),
     }
-    ensure!(failed.is_empty(), "{}", failed.join(", "));
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
 }
 
