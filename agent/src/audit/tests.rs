@@ -81,7 +81,7 @@ fn samples() -> Vec<(&'static str, String)> {
         refusal: Some(Refusal {
             outcome: "landed",
             err_after_us: Some(184),
-            released_after_us: Some(611),
+            released_after_us: Some(10_611),
         }),
         ..plaintext(Outcome::Denied)
     };
