@@ -84,7 +84,7 @@ fn entry(server: &Server) -> Entry {
             .map(|listener| {
                 (
                     listener.address.to_string(),
-                    listener.other.unwrap_or("classic").to_owned(),
+                    listener.protocol.as_str().to_owned(),
                 )
             })
             .collect(),
@@ -141,7 +141,7 @@ fn greeting(pid: i32, path: &Path) -> Result<(String, bool)> {
     let offered = match reader.greeting() {
         Greeting::WithTls => true,
         Greeting::WithoutTls => false,
-        Greeting::Unknown | Greeting::Error | Greeting::Foreign => {
+        Greeting::Unknown | Greeting::Error | Greeting::Foreign | Greeting::MysqlX => {
             anyhow::bail!(
                 "{} does not greet as the classic protocol does",
                 path.display()

@@ -73,7 +73,7 @@ pub enum Global {
     /// First of the held segments, by [`crate::verdict::Hold`].
     Hold = 4,
     /// The end of a session will not be seen: one without a verdict gets no outcome.
-    EndUnwatched = 12,
+    EndUnwatched = 13,
 }
 
 /// Number of counters: the global ones, then [`Outcome::ALL`] for each server.

@@ -59,7 +59,7 @@ pub struct Event {
     pub listener_cookie: u64,
     /// Who talks to whom.
     pub endpoints: Endpoints,
-    /// Length of the server's greeting, header included; 0 when it was not out yet.
+    /// Length of the server's greeting, header included; 0 when it was not out yet, and in X Protocol.
     pub greeting_len: u32,
     /// Version of the policy that judged.
     pub policy_version: u32,
@@ -83,8 +83,12 @@ pub struct Event {
     pub mariadb: u8,
     /// Second byte of the client's capability flags.
     pub flags_high: u8,
+    /// A [`crate::session::ListenerClass`].
+    pub class: u8,
+    /// X Protocol: offset in the client's stream behind its last whole frame.
+    pub client_end: u16,
     #[doc(hidden)]
-    pub _pad: [u8; 7],
+    pub _pad: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Event>() == 96 && align_of::<Event>() == 8);

@@ -26,6 +26,10 @@ use crate::verdict::{Hold, Reason};
 /// a client whose first segments came before the greeting, or in the wrong order.
 pub const MAX_HOLDS: u16 = 64;
 
+/// Held segments count against their session if they begin below this offset in the client's stream. Who forges
+/// segments without seeing the connection has to guess its sequence numbers, and hits one in 65,536 times.
+const HOLDS_COUNT_BELOW: i32 = 1 << 16;
+
 /// A segment of the client's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -39,6 +43,13 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Whether it counts against its session when it is held.
+    #[must_use]
+    #[inline(always)]
+    pub const fn counts_as_hold(&self) -> bool {
+        self.start >= -1 && self.start < HOLDS_COUNT_BELOW
+    }
+
     /// Offset behind the last payload byte.
     #[must_use]
     #[inline(always)]
@@ -110,7 +121,7 @@ pub fn judge(
             Greeting::Unknown => Judgement::Hold(Hold::BeforeGreeting),
             Greeting::WithTls if segment.covers(FLAGS_LOW_OFFSET) => Judgement::Claim,
             Greeting::WithTls => Judgement::SplitClaim,
-            Greeting::WithoutTls | Greeting::Error | Greeting::Foreign => {
+            Greeting::WithoutTls | Greeting::Error | Greeting::Foreign | Greeting::MysqlX => {
                 Judgement::Plaintext(Reason::TlsNotOffered)
             }
         };

@@ -8,6 +8,7 @@
 //! | [`addr`] | IPv4-mapped addresses | - | gate, agent |
 //! | [`stream`] | a reader that takes a byte stream in any cut | - | gate, agent |
 //! | [`mysql`] | the connection phase: server greeting, client login, ERR packet | - | gate, agent |
+//! | [`mysqlx`] | X Protocol before TLS: frames of both sides | - | gate, agent |
 //! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |
 //! | [`judge`] | what one client segment proves | - | gate |
 //! | [`verdict`] | verdict, reason, mode, action | gate | agent |
@@ -31,6 +32,7 @@ pub mod counter;
 pub mod event;
 pub mod judge;
 pub mod mysql;
+pub mod mysqlx;
 pub mod policy;
 pub mod session;
 pub mod stream;
@@ -45,4 +47,4 @@ mod pod;
 /// It grows with each change of a `repr(C)` type, of a map or of a number in [`verdict`],
 /// [`counter`] or [`event`], and stands in each record, so that one side refuses the other's
 /// records instead of misreading them.
-pub const ABI_VERSION: u16 = 1;
+pub const ABI_VERSION: u16 = 2;

@@ -6,6 +6,7 @@
 //!
 //! A packet is `length[3] sequence_id[1] payload[length]`, little endian. The server speaks first.
 
+use crate::mysqlx;
 use crate::stream::Reader;
 
 /// Length of a packet header, in bytes.
@@ -91,6 +92,8 @@ pub enum Greeting {
     Error = 3,
     /// Not the classic protocol.
     Foreign = 4,
+    /// The notice with which a server greets in X Protocol.
+    MysqlX = 5,
 }
 
 mod state {
@@ -134,6 +137,7 @@ impl GreetingReader {
             1 => Greeting::WithoutTls,
             2 => Greeting::WithTls,
             3 => Greeting::Error,
+            5 => Greeting::MysqlX,
             _ => Greeting::Foreign,
         }
     }
@@ -145,7 +149,7 @@ impl GreetingReader {
     pub const fn packet_len(&self) -> Option<u32> {
         match self.greeting() {
             Greeting::WithoutTls | Greeting::WithTls => Some(self.packet_len),
-            Greeting::Unknown | Greeting::Error | Greeting::Foreign => None,
+            Greeting::Unknown | Greeting::Error | Greeting::Foreign | Greeting::MysqlX => None,
         }
     }
 
@@ -221,6 +225,9 @@ impl Reader for GreetingReader {
             state::SEQUENCE_ID if byte == 0 => self.state = state::PROTOCOL,
             state::PROTOCOL if byte == PROTOCOL_V10 => self.state = state::VERSION,
             state::PROTOCOL if byte == ERR => self.finish(Greeting::Error),
+            state::PROTOCOL if mysqlx::is_hello(self.packet_len - HEADER_LEN, byte) => {
+                self.finish(Greeting::MysqlX);
+            }
             state::SEQUENCE_ID | state::PROTOCOL => self.finish(Greeting::Foreign),
             state::VERSION if byte == 0 => {
                 self.position += AFTER_VERSION;
@@ -366,7 +373,9 @@ mod tests {
     #[test]
     fn other_protocols_are_foreign() {
         let mysqlx_notice = [0x05, 0, 0, 0, 0x0b, 0x08, 0x05, 0x1a, 0x00];
-        for first in [&mysqlx_notice[..], b"HTTP/1.1 200 OK", b"SSH-2.0-OpenSSH"] {
+        assert_eq!(read(&mysqlx_notice, &[]).greeting(), Greeting::MysqlX);
+        let long_notice = [0x06, 0, 0, 0, 0x0b, 0x08, 0x05, 0x1a, 0x00];
+        for first in [&long_notice[..], b"HTTP/1.1 200 OK", b"SSH-2.0-OpenSSH"] {
             assert_eq!(read(first, &[]).greeting(), Greeting::Foreign, "{first:x?}");
         }
     }

@@ -6,6 +6,7 @@
 //! listener without a record cannot exist.
 
 use crate::mysql::GreetingReader;
+use crate::mysqlx::{ClientFrames, ServerFrames};
 use crate::tls::ServerHelloReader;
 
 /// What is known of the listener.
@@ -13,12 +14,14 @@ use crate::tls::ServerHelloReader;
 #[repr(u8)]
 pub enum ListenerClass {
     /// A new listener whose process the agent has not named yet. Its sessions are judged as soon as
-    /// the server's first bytes are a `MySQL` greeting.
+    /// the server's first bytes are a greeting of either protocol.
     Pending = 0,
     /// The classic protocol of a `MySQL` server.
     Classic = 1,
-    /// Not a `MySQL` server, or another protocol of one.
+    /// Neither the classic protocol nor X Protocol.
     Other = 2,
+    /// X Protocol of a `MySQL` server.
+    X = 3,
 }
 
 impl ListenerClass {
@@ -29,6 +32,7 @@ impl ListenerClass {
         match n {
             0 => Self::Pending,
             2 => Self::Other,
+            3 => Self::X,
             _ => Self::Classic,
         }
     }
@@ -130,10 +134,16 @@ pub struct SocketRecord {
     pub greeting: GreetingReader,
     /// The server's first TLS flight, read on egress.
     pub hello: ServerHelloReader,
+    /// X Protocol: the client's frames before TLS, read on ingress.
+    pub client_frames: ClientFrames,
+    /// X Protocol: the server's frames before TLS, read on egress.
+    pub server_frames: ServerFrames,
     /// Offset in the client's stream behind the user name that an exception allowed.
     pub login_head_end: u32,
     /// Version of the policy that judged.
     pub policy_version: u32,
+    /// X Protocol: how many CPUs judge a segment of the client at this moment.
+    pub judging: u32,
     /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
     pub rule: u16,
     /// How many segments were held.
@@ -157,11 +167,14 @@ pub struct SocketRecord {
     /// 1 once the session is denied, for good: two CPUs may judge it at once, and the other's phase must not
     /// undo the denial.
     pub denied: u8,
+    /// 1 when a pending listener's session began with what looks like a TLS record: no more than one may pass
+    /// before the server has answered.
+    pub tls_first: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 6],
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 120 && align_of::<SocketRecord>() == 8);
+const _: () = assert!(size_of::<SocketRecord>() == 152 && align_of::<SocketRecord>() == 8);
 
 impl SocketRecord {
     /// The record of a listener.

@@ -83,6 +83,9 @@ pub enum Reason {
     /// The client's first packet has another sequence id than 1: no login of the classic protocol, but a
     /// PROXY protocol header, for example, behind which one could hide.
     NotALogin = 6,
+    /// X Protocol: another message than `CapabilitiesGet`, `CapabilitiesSet` and `Close` came before TLS, as
+    /// a login is (`AuthenticateStart`).
+    XWithoutTls = 7,
 }
 
 impl Reason {
@@ -96,6 +99,7 @@ impl Reason {
             4 => Some(Self::Unjudgeable),
             5 => Some(Self::LoginBeforeGreeting),
             6 => Some(Self::NotALogin),
+            7 => Some(Self::XWithoutTls),
             _ => None,
         }
     }
@@ -110,6 +114,7 @@ impl Reason {
             Self::Unjudgeable => "unjudgeable",
             Self::LoginBeforeGreeting => "login-before-greeting",
             Self::NotALogin => "not-a-login",
+            Self::XWithoutTls => "x-without-tls",
         }
     }
 }
@@ -135,11 +140,13 @@ pub enum Hold {
     UserUnreadable = 6,
     /// The socket belongs to a protected listener but has no session record.
     NoRecord = 7,
+    /// Another CPU is judging a segment of the session (X Protocol).
+    Concurrent = 8,
 }
 
 impl Hold {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BeforeGreeting,
         Self::Gap,
         Self::Split,
@@ -148,6 +155,7 @@ impl Hold {
         Self::NotEstablished,
         Self::UserUnreadable,
         Self::NoRecord,
+        Self::Concurrent,
     ];
 
     /// The word used in metrics.
@@ -162,6 +170,7 @@ impl Hold {
             Self::NotEstablished => "not-established",
             Self::UserUnreadable => "user-unreadable",
             Self::NoRecord => "no-record",
+            Self::Concurrent => "concurrent",
         }
     }
 }

@@ -62,7 +62,9 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
     event.mode = mode as u8;
     event.mariadb = u8::from(record.greeting.is_mariadb());
     event.flags_high = record.flags_high;
-    event._pad = [0; 7];
+    event.class = record.class;
+    event.client_end = record.client_frames.end();
+    event._pad = [0; 4];
 }
 
 /// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself ten times a

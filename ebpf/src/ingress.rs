@@ -9,6 +9,7 @@ use musttls_common::mysql::{
     AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, HEADER_LEN,
     SEQUENCE_ID_OFFSET, USER_MAX, USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
+use musttls_common::mysqlx::FIRST_RECORD_MAX;
 use musttls_common::policy::{NO_RULE, UserKey};
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
 use musttls_common::tls::CONTENT_HANDSHAKE;
@@ -17,7 +18,7 @@ use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 use crate::maps::{PORTS, SCRATCH, SOCKETS, Scratch};
 use crate::packet::{self, Tcp, Unreadable};
 use crate::policy::{self, Policy};
-use crate::{emit, session, sock};
+use crate::{emit, session, sock, x};
 
 /// Takes one packet.
 #[inline(always)]
@@ -104,7 +105,9 @@ fn listener(
 #[inline(always)]
 fn without_session(record: &SocketRecord) -> Action {
     match ListenerClass::from_u8(record.class) {
-        ListenerClass::Classic => held(Hold::NoRecord, policy::mode(record.endpoints.server)),
+        ListenerClass::Classic | ListenerClass::X => {
+            held(Hold::NoRecord, policy::mode(record.endpoints.server))
+        }
         ListenerClass::Pending | ListenerClass::Other => Action::Pass,
     }
 }
@@ -120,20 +123,25 @@ fn denied(ctx: &SkBuffContext) -> Action {
 }
 
 #[inline(always)]
-fn held(hold: Hold, mode: Mode) -> Action {
+pub(crate) fn held(hold: Hold, mode: Mode) -> Action {
     emit::count_hold(hold);
     Verdict::Hold(hold).action(mode)
 }
 
 /// Holds a segment of a session; one that goes on like that is denied in the end.
 #[inline(always)]
-fn hold(record: &mut SocketRecord, hold: Hold, policy: Option<&Policy<'_>>) -> Action {
+pub(crate) fn hold(
+    record: &mut SocketRecord,
+    segment: Segment,
+    hold: Hold,
+    policy: Option<&Policy<'_>>,
+) -> Action {
     let mode = policy.map_or(Mode::Enforce, Policy::mode);
     let action = held(hold, mode);
-    if action == Action::Drop {
+    if action == Action::Drop && segment.counts_as_hold() {
         record.holds += 1;
         if record.holds > MAX_HOLDS {
-            deny(record, Reason::Unjudgeable, policy);
+            session::deny(record, Reason::Unjudgeable, policy);
         }
     }
     action
@@ -164,6 +172,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
             record.client_spoke = 1;
             return pending(ctx, record, &tcp, segment);
         }
+        ListenerClass::X => return x::enter(ctx, record),
         ListenerClass::Pending | ListenerClass::Classic => {}
     }
     if !is_empty {
@@ -189,7 +198,12 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
         Judgement::SplitClaim => Hold::Split,
         Judgement::Hold(reason) => reason,
     };
-    let action = hold(record, reason, Policy::of(record.endpoints.server).as_ref());
+    let action = hold(
+        record,
+        segment,
+        reason,
+        Policy::of(record.endpoints.server).as_ref(),
+    );
     if action == Action::Pass
         && judgement == Judgement::SplitClaim
         && record.phase == Phase::Plain as u8
@@ -199,36 +213,58 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     action
 }
 
-/// Whether a segment that starts at `start` of the client's stream may be (part of) a login: the
-/// sequence id of the first packet is 1. A TLS ClientHello can have a 1 there too, as the high byte of
-/// its length; it is told by its first six bytes (RFC 8446 sections 5.1 and 4), the last of which would be
-/// capability flags without `CLIENT_PROTOCOL_41` in a login.
+/// What a client's first bytes look like, on a listener that nobody has named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    /// A login of either protocol.
+    Login,
+    /// A TLS record.
+    Tls,
+    /// Something else.
+    Other,
+}
+
+/// Looks at the first bytes of the client's stream. The sequence id of the first packet of a login is 1. A TLS
+/// `ClientHello` can have a 1 there too, as the high byte of its length; it is told by its first six bytes (RFC
+/// 8446 sections 5.1 and 4), the last of which would be capability flags without `CLIENT_PROTOCOL_41` in a login.
+/// In X Protocol a login is a frame below 64 KiB of type 4, `AuthenticateStart`.
 #[inline(always)]
-fn may_be_login(ctx: &SkBuffContext, tcp: &Tcp, start: i32) -> bool {
+fn first(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment) -> First {
     const CLIENT_HELLO: u8 = 1;
-    let segment = Segment {
-        start,
-        len: tcp.payload_len,
-        urgent: false,
-    };
+    const AUTHENTICATE_START: u8 = 4;
     if !segment.covers(SEQUENCE_ID_OFFSET) {
-        return false;
+        return First::Other;
     }
-    let index = segment.payload_index(SEQUENCE_ID_OFFSET);
     let at = |offset: u32| packet::byte(ctx, tcp.payload + offset);
-    let tls = start == 0
+    let sequence_id = at(segment.payload_index(SEQUENCE_ID_OFFSET));
+    let begins = segment.start == 0;
+    let tls = begins
         && at(0) == Some(CONTENT_HANDSHAKE)
         && at(1) == Some(3)
         && matches!(at(2), Some(1..=4))
         && at(5) == Some(CLIENT_HELLO);
-    at(index) == Some(1) && !tls
+    let x =
+        begins && at(2) == Some(0) && sequence_id == Some(0) && at(4) == Some(AUTHENTICATE_START);
+    if tls {
+        First::Tls
+    } else if x || sequence_id == Some(1) {
+        First::Login
+    } else {
+        First::Other
+    }
 }
 
 /// A session of a listener that nobody has named: it is held only if it looks like a login that comes
-/// before the greeting. Once the server greets, its class is known.
+/// before the greeting. Once the server greets, its class is known. What begins as a TLS record does, and is
+/// longer than a first one can be, may be a long packet with a login in it.
 #[inline(always)]
 fn pending(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Segment) -> Action {
-    if may_be_login(ctx, tcp, segment.start) {
+    let first = first(ctx, tcp, segment);
+    if first == First::Tls {
+        record.tls_first = 1;
+    }
+    let too_long = record.tls_first != 0 && segment.end() > i64::from(FIRST_RECORD_MAX);
+    if first == First::Login || too_long {
         record.client_spoke = 0;
         return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
     }
@@ -309,7 +345,7 @@ fn plaintext(
             return excepted(record, scratch, policy, rule);
         }
         if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {
-            return hold(record, Hold::UserUnreadable, Some(policy));
+            return hold(record, segment, Hold::UserUnreadable, Some(policy));
         }
     }
 
@@ -317,7 +353,7 @@ fn plaintext(
     let action = Verdict::Deny(reason).action(mode);
     record.reason = reason as u8;
     record.rule = NO_RULE;
-    let kind = decide(record, action);
+    let kind = session::decide(record, action);
     emit::fill(&mut scratch.event, kind, mode, record);
     if action == Action::Drop {
         emit::hold_session(&scratch.event);
@@ -355,45 +391,6 @@ fn excepted(
     Action::Pass
 }
 
-/// Enters the verdict on a plaintext session.
-#[inline(always)]
-fn decide(record: &mut SocketRecord, action: Action) -> Kind {
-    match action {
-        Action::Pass => {
-            record.phase = Phase::Observed as u8;
-            emit::count_outcome(record, Outcome::Observed);
-            Kind::Observed
-        }
-        Action::Drop => {
-            record.phase = Phase::Denied as u8;
-            record.denied = 1;
-            emit::count_outcome(record, Outcome::Denied);
-            Kind::Denied
-        }
-    }
-}
-
-/// Denies a session without a readable login.
-#[inline(always)]
-pub(crate) fn deny(
-    record: &mut SocketRecord,
-    reason: Reason,
-    policy: Option<&Policy<'_>>,
-) -> Action {
-    let mode = policy.map_or(Mode::Enforce, Policy::mode);
-    let action = Verdict::Deny(reason).action(mode);
-    record.reason = reason as u8;
-    record.policy_version = policy.map_or(0, Policy::version);
-    let kind = decide(record, action);
-    let mut event = musttls_common::event::Event::default();
-    emit::fill(&mut event, kind, mode, record);
-    if action == Action::Drop {
-        emit::hold_session(&event);
-    }
-    emit::event(&event, action == Action::Drop);
-    action
-}
-
 /// Offset of the user name in the client's stream.
 #[inline(always)]
 const fn user_offset(caps: u32) -> u32 {
@@ -405,7 +402,7 @@ const fn user_offset(caps: u32) -> u32 {
 }
 
 #[inline(always)]
-fn clear(login: &mut Login) {
+const fn clear(login: &mut Login) {
     login.caps = 0;
     login.user_len = 0;
     login.tail_len = 0;
@@ -470,14 +467,4 @@ fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Sc
         }
     }
     User::Whole
-}
-
-/// The server turned out to speak the `MySQL` protocol after client bytes had passed unjudged.
-#[inline(always)]
-pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
-    deny(
-        record,
-        Reason::LoginBeforeGreeting,
-        Policy::of(record.endpoints.server).as_ref(),
-    )
 }

@@ -5,6 +5,7 @@
 //! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.8 | no gate |
 //! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
 //! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
+//! | `on_answer`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
 //! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
 
 #![no_std]
@@ -37,6 +38,7 @@ mod packet;
 mod policy;
 mod session;
 mod unix;
+mod x;
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::macros::{cgroup_skb, fentry, sock_ops};
@@ -76,6 +78,27 @@ fn on_ingress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn on_egress(ctx: SkBuffContext) -> i32 {
     skb_result(egress::on_packet(&ctx))
+}
+
+/// Server to client: what follows the greeting.
+#[cgroup_skb(egress)]
+#[inline(always)]
+fn on_answer(ctx: SkBuffContext) -> i32 {
+    skb_result(egress::on_answer(&ctx))
+}
+
+/// Client to server, in X Protocol.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn x_ingress(ctx: SkBuffContext) -> i32 {
+    skb_result(x::on_ingress(&ctx))
+}
+
+/// Server to client, in X Protocol.
+#[cgroup_skb(egress)]
+#[inline(always)]
+fn x_egress(ctx: SkBuffContext) -> i32 {
+    skb_result(x::on_egress(&ctx))
 }
 
 /// Listeners and sessions come and go.

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use musttls_common::counter::COUNTERS as COUNTER_COUNT;
@@ -82,7 +82,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 
 /// The record of each listener and session.
 ///
-/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 120 bytes and about
+/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 152 bytes and about
 /// 80 of the kernel's, charged to the socket (`net.core.optmem_max`). Full: the kernel does not accept
 /// the connection.
 #[btf_map]
@@ -98,9 +98,27 @@ pub(crate) static SOCKETS: SocketStorage<
 pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usize }> =
     SocketStorage::new();
 
+/// Programs that `on_ingress` calls.
+///
+/// Writer: agent, before it attaches the gate. Reader: `x`. Empty: what they would judge is held.
+#[btf_map]
+pub(crate) static INGRESS: ProgramArray<1> = ProgramArray::new();
+/// `x_ingress` in [`INGRESS`].
+pub(crate) const INGRESS_X: u32 = 0;
+
+/// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
+///
+/// Writer: agent, before it attaches the gate. Reader: `egress`. Empty: what they would read is held.
+#[btf_map]
+pub(crate) static EGRESS: ProgramArray<2> = ProgramArray::new();
+/// `x_egress` in [`EGRESS`].
+pub(crate) const EGRESS_X: u32 = 0;
+/// `on_answer` in [`EGRESS`].
+pub(crate) const EGRESS_ANSWER: u32 = 1;
+
 /// What the agent found out about listeners that began to listen while the gate was on, by cookie.
 ///
-/// Writer: agent. Reader: `session`, which moves it to the listener's record. Entry: 16 bytes; 4,096
+/// Writer: agent; `session`, for what a greeting has told. Reader: `session`, which moves it to the listener's record. Entry: 16 bytes; 4,096
 /// entries, 0.4 MB. Full: the oldest is dropped; its listener stays pending.
 #[btf_map]
 pub(crate) static LISTENERS: LruHashMap<u64, Listener, 4096> = LruHashMap::new();
@@ -171,7 +189,7 @@ pub(crate) static ROOTS: Array<PolicyRoot, 2> = Array::new();
 /// Settings of each server, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static SERVERS: Array<ServerPolicy, { 2 * MAX_SERVERS }> = Array::new();
-/// Exceptions by slot and source network. Entry: 152 bytes and about 60 of the kernel's. See [`ROOTS`].
+/// Exceptions by slot and source network. Entry: 144 bytes and about 60 of the kernel's. See [`ROOTS`].
 #[btf_map]
 pub(crate) static NETWORKS: LpmTrie<SlotAddress, RuleSet, { 2 * MAX_NETWORK_ENTRIES }> =
     LpmTrie::new();

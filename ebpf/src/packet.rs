@@ -60,7 +60,10 @@ impl Tcp {
 
 /// Reads `N` bytes at `offset` of the packet.
 #[inline(always)]
-fn load<const N: usize>(ctx: &SkBuffContext, offset: u32) -> Result<[u8; N], Unreadable> {
+pub(crate) fn load<const N: usize>(
+    ctx: &SkBuffContext,
+    offset: u32,
+) -> Result<[u8; N], Unreadable> {
     let mut bytes = [0; N];
     // SAFETY: `bytes` has `N` writable bytes; the helper checks the packet's bounds.
     let error = unsafe {

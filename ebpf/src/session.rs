@@ -4,19 +4,20 @@ use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+    BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockOpsContext;
 use musttls_common::addr::v4_mapped;
 use musttls_common::counter::{Global, Outcome};
 use musttls_common::event::{Event, Kind};
-use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
-use musttls_common::verdict::Mode;
+use musttls_common::session::{Endpoints, Listener, ListenerClass, Phase, SocketRecord};
+use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 
+use crate::emit;
 use crate::maps::{HELD, LISTENERS, SOCKETS};
-use crate::{emit, policy};
+use crate::policy::{self, Policy};
 
 const AF_INET: u32 = 2;
 
@@ -83,6 +84,26 @@ pub(crate) fn resolve(record: &mut SocketRecord) -> ListenerClass {
     ListenerClass::from_u8(record.class)
 }
 
+/// The server's own bytes have told the class of a session whose listener nobody has named. It holds for the
+/// listener's next sessions too, until the agent names it.
+#[inline(always)]
+pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
+    record.class = class as u8;
+    let listener = Listener {
+        server: record.endpoints.server,
+        class: class as u8,
+        _pad: [0; 5],
+    };
+    match LISTENERS.get_ptr_mut(record.listener_cookie) {
+        // SAFETY: an entry lives until the program ends, and its class is one byte.
+        Some(known) => unsafe { (*known).class = class as u8 },
+        // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has.
+        None => {
+            let _named = LISTENERS.insert(record.listener_cookie, listener, u64::from(BPF_NOEXIST));
+        }
+    }
+}
+
 /// A connection is established: its record, so far the listener's, becomes that of a session. The
 /// kernel calls this before the socket can get payload, also with TCP Fast Open, with data on the third
 /// ACK and with SYN cookies.
@@ -105,7 +126,7 @@ fn established(ctx: &SockOpsContext) {
     record.server_base = unsafe { (*ctx.ops).snd_nxt };
     record.rule = musttls_common::policy::NO_RULE;
     record.phase = Phase::Plain as u8;
-    if class == ListenerClass::Classic {
+    if class != ListenerClass::Pending {
         seen(record);
     }
     // The close is wanted for sessions that end without a verdict.
@@ -175,6 +196,55 @@ pub(crate) fn secure(record: &mut SocketRecord, mode: Mode) {
     let mut event = Event::default();
     emit::fill(&mut event, Kind::Secure, mode, record);
     emit::event(&event, false);
+}
+
+/// Enters the verdict on a plaintext session.
+#[inline(always)]
+pub(crate) fn decide(record: &mut SocketRecord, action: Action) -> Kind {
+    match action {
+        Action::Pass => {
+            record.phase = Phase::Observed as u8;
+            emit::count_outcome(record, Outcome::Observed);
+            Kind::Observed
+        }
+        Action::Drop => {
+            record.phase = Phase::Denied as u8;
+            record.denied = 1;
+            emit::count_outcome(record, Outcome::Denied);
+            Kind::Denied
+        }
+    }
+}
+
+/// Denies a session without a readable login.
+#[inline(always)]
+pub(crate) fn deny(
+    record: &mut SocketRecord,
+    reason: Reason,
+    policy: Option<&Policy<'_>>,
+) -> Action {
+    let mode = policy.map_or(Mode::Enforce, Policy::mode);
+    let action = Verdict::Deny(reason).action(mode);
+    record.reason = reason as u8;
+    record.policy_version = policy.map_or(0, Policy::version);
+    let kind = decide(record, action);
+    let mut event = Event::default();
+    emit::fill(&mut event, kind, mode, record);
+    if action == Action::Drop {
+        emit::hold_session(&event);
+    }
+    emit::event(&event, action == Action::Drop);
+    action
+}
+
+/// The server turned out to speak a protocol of `MySQL` after client bytes had passed unjudged.
+#[inline(always)]
+pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
+    deny(
+        record,
+        Reason::LoginBeforeGreeting,
+        Policy::of(record.endpoints.server).as_ref(),
+    )
 }
 
 /// The client claimed TLS, and nothing came of it.

@@ -7,6 +7,7 @@
 //! | [`server`] | MariaDB and MySQL on such a host |
 //! | [`client`] | the real client programs and drivers, and what they printed |
 //! | [`raw`] | a client that speaks the protocol byte by byte |
+//! | [`mysqlx`] | messages of X Protocol |
 //! | [`wire`] | the packets that it sends and reads |
 //! | [`agent`] | `musttls` itself: configuration, signals, its answers |
 //! | [`audit`] | the agent's records |
@@ -24,6 +25,7 @@ pub mod audit;
 pub mod certs;
 pub mod client;
 pub mod evidence;
+pub mod mysqlx;
 pub mod netns;
 pub mod place;
 pub mod raw;

@@ -115,14 +115,24 @@ impl Raw {
 
     /// Reads a packet, or how the connection ended; [`Next::Silence`] after `patience`.
     pub fn receive_within(&mut self, patience: Duration) -> Result<Next> {
+        self.set_patience(patience)?;
+        let next = self.receive();
+        self.set_patience(PATIENCE)?;
+        next
+    }
+
+    /// Waits no longer for what is read from here on.
+    pub fn set_patience(&self, patience: Duration) -> Result<()> {
         self.stream
             .set_read_timeout(Some(patience))
-            .context("set a time limit")?;
-        let next = self.receive();
+            .context("set a time limit")
+    }
+
+    /// Reads as many bytes as `buffer` holds.
+    pub fn read_exactly(&mut self, buffer: &mut [u8]) -> Result<()> {
         self.stream
-            .set_read_timeout(Some(PATIENCE))
-            .context("set a time limit")?;
-        next
+            .read_exact(buffer)
+            .context("read from the server")
     }
 
     /// Reads until the connection ends: all bytes, and whether it ended by a reset.
@@ -185,7 +195,8 @@ impl<S: std::io::Read + std::io::Write> Raw<S> {
         }
     }
 
-    fn fill(&mut self, buffer: &mut [u8]) -> Result<Option<Next>> {
+    /// Fills `buffer`, or says how the connection ended.
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<Option<Next>> {
         match self.stream.read_exact(buffer) {
             Ok(()) => Ok(None),
             Err(error) => match error.kind() {

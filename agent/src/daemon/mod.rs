@@ -438,8 +438,8 @@ impl Daemon {
                         pid = server.pid,
                         program = server.program,
                         address = %listener.address,
-                        protocol = listener.other.unwrap_or("classic"),
-                        covered = listener.is_classic() && listener.uncovered.is_none(),
+                        protocol = listener.protocol.as_str(),
+                        covered = listener.is_covered(),
                         "server"
                     );
                 }
@@ -603,13 +603,14 @@ impl Daemon {
             let index = self.config.server_index(listener.address.port());
             status::Listener {
                 address: listener.address.to_string(),
-                protocol: listener.other.unwrap_or("classic").to_owned(),
+                protocol: listener.protocol.as_str().to_owned(),
                 settings: self.config.server_name(index).to_owned(),
                 mode: self.config.mode_of(index).as_str().to_owned(),
-                covered: listener.is_classic() && listener.uncovered.is_none(),
-                reason: match listener.other {
-                    Some(_) => Some("not judged: another protocol".to_owned()),
-                    None => listener.uncovered.clone(),
+                covered: listener.is_covered(),
+                reason: if listener.protocol.is_judged() {
+                    listener.uncovered.clone()
+                } else {
+                    Some("not judged: no logins in this protocol".to_owned())
                 },
             }
         };

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{Map, MapData, ProgramArray, RingBuf};
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, ProgramError, SockOps,
 };
@@ -71,7 +71,10 @@ impl Loaded {
         let mut gate = EbpfLoader::new()
             .load(GATE)
             .context("load the gate's maps (bpf(2))")?;
-        for name in ["on_ingress", "on_egress"] {
+        for name in ["on_ingress", "on_egress"]
+            .into_iter()
+            .chain(CALLED.map(|(_, _, name)| name))
+        {
             let program: &mut CgroupSkb = program(&mut gate, name)?;
             program.load().map_err(|error| refused(name, error))?;
         }
@@ -79,6 +82,9 @@ impl Loaded {
         program
             .load()
             .map_err(|error| refused("on_sock_ops", error))?;
+        for (map, index, name) in CALLED {
+            link(&mut gate, map, index, name)?;
+        }
         Ok(Self { gate })
     }
 
@@ -128,6 +134,30 @@ impl Loaded {
             gate: Gate(self.gate),
         })
     }
+}
+
+/// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).
+const CALLED: [(&str, u32, &str); 3] = [
+    ("INGRESS", 0, "x_ingress"),
+    ("EGRESS", 0, "x_egress"),
+    ("EGRESS", 1, "on_answer"),
+];
+
+/// Puts the program `name` into the map by which another one calls it. The map stays in `gate`: the kernel empties
+/// it when user space lets go of it.
+fn link(gate: &mut Ebpf, map: &str, index: u32, name: &str) -> Result<()> {
+    let program: &mut CgroupSkb = program(gate, name)?;
+    let fd = program
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::from))
+        .with_context(|| format!("the descriptor of the gate's program {name}"))?;
+    let array = gate
+        .map_mut(map)
+        .with_context(|| format!("the gate has no map {map}"))?;
+    ProgramArray::try_from(array)
+        .with_context(|| format!("map {map} is of another type"))?
+        .set(index, &fd, 0)
+        .with_context(|| format!("write map {map}"))
 }
 
 fn attached(result: Result<()>) -> UnixProbe {

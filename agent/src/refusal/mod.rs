@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use musttls_common::event::{Event, Kind};
+use musttls_common::session::ListenerClass;
 use musttls_common::verdict::Reason;
 use rustix::event::epoll;
 use rustix::time::{ClockId, clock_gettime};
@@ -367,22 +368,31 @@ impl Engine {
                 return self.without_socket(record, None);
             }
         };
-        // The client's place in the stream is free only while the server has said nothing but its greeting.
-        let silent = state.written == u64::from(event.greeting_len)
-            && event.reason != Reason::NotBorneOut as u8;
+        let is_x = is_x(&event);
+        // The answer's place in the stream is free only while the server has said nothing but its greeting. In X
+        // Protocol it may say something else before it.
+        let silent = is_x
+            || state.written == u64::from(event.greeting_len)
+                && event.reason != Reason::NotBorneOut as u8;
         let [.., sequence_id] = event.login_header;
         let mut told_after = None;
         if silent {
-            let bytes = packet::refusal(sequence_id.max(1), event.flags_high, event.mariadb != 0);
+            let bytes = if is_x {
+                packet::x_refusal()
+            } else {
+                packet::refusal(sequence_id.max(1), event.flags_high, event.mariadb != 0)
+            };
             match socket.send_now(&bytes) {
                 Ok(()) => told_after = Some(since(event.ktime_ns)),
                 Err(error) => tracing::debug!(%error, pid, "the ERR packet was not sent"),
             }
         }
-        let landing = if silent {
-            packet::landing(event.login_header, state.received)
-        } else {
+        let landing = if !silent {
             None
+        } else if is_x {
+            packet::x_landing(event.client_end, state.received)
+        } else {
+            packet::landing(event.login_header, state.received)
         };
         let land_at = Instant::now() + SETTLE;
         let told = Notified {
@@ -610,10 +620,15 @@ impl Engine {
 }
 
 impl Waiting {
-    /// Whether there is something to refuse: before the greeting, no answer may be sent.
+    /// Whether there is something to refuse: before the greeting, no answer may be sent. In X Protocol the client
+    /// speaks first.
     const fn is_greeted(&self) -> bool {
-        self.record.event.greeting_len > 0
+        self.record.event.greeting_len > 0 || is_x(&self.record.event)
     }
+}
+
+const fn is_x(event: &Event) -> bool {
+    event.class == ListenerClass::X as u8
 }
 
 /// How long ago `ktime_ns` (`CLOCK_MONOTONIC`) was.

@@ -38,6 +38,36 @@ pub fn refusal(sequence_id: u8, flags_high: u8, mariadb: bool) -> Vec<u8> {
     packet(sequence_id.wrapping_add(1), &payload)
 }
 
+/// `Mysqlx.Error` with code 3159 (`mysqlx.proto`: severity 1 = FATAL, code 2, `msg` 3, `sql_state` 4).
+#[must_use]
+pub fn x_refusal() -> Vec<u8> {
+    const ERROR: u8 = 1;
+    const FATAL: u8 = 1;
+    // Keys of protobuf fields: number << 3, and 0 for a varint or 2 for bytes with their length before.
+    let mut message = vec![ERROR, 1 << 3, FATAL, 2 << 3];
+    let [low, high] = ER_SECURE_TRANSPORT_REQUIRED.to_le_bytes();
+    // As a varint: seven bits a byte, the lowest first.
+    message.extend([low | 0x80, high << 1 | low >> 7]);
+    for (field, text) in [
+        (4, &SQLSTATE_MYSQL[..]),
+        (3, &SECURE_TRANSPORT_REQUIRED[..]),
+    ] {
+        message.push(field << 3 | 2);
+        message.extend(u8::try_from(text.len()));
+        message.extend(text);
+    }
+    let length = u32::try_from(message.len()).unwrap_or(0);
+    [&length.to_le_bytes()[..], &message].concat()
+}
+
+/// What to put into the server's receive queue in X Protocol: `CON_CLOSE`, which ends the session in order. `None`
+/// when the server has read a part of a frame: `delivered` bytes, of which `end` are whole frames.
+#[must_use]
+pub fn x_landing(end: u16, delivered: u64) -> Option<Vec<u8>> {
+    const CLOSE: [u8; 5] = [1, 0, 0, 0, 3];
+    (delivered == 0 || delivered == u64::from(end)).then(|| CLOSE.to_vec())
+}
+
 /// What to put into the server's receive queue, of which it has read the first `delivered` bytes of a
 /// packet with header `header`. `None` when no login fits behind them.
 #[must_use]
@@ -113,6 +143,24 @@ mod tests {
         let old = refusal(1, 0x00, true);
         assert_eq!(old[..8], *b"\x5b\x00\x00\x02\xff\x57\x0cC");
         assert_eq!(old.len(), REFUSAL_LEN_320 as usize);
+    }
+
+    #[test]
+    fn refusal_of_x_is_a_fatal_error_message() {
+        let bytes = x_refusal();
+        assert_eq!(bytes.len(), 4 + 0x67);
+        assert_eq!(
+            bytes[..19],
+            *b"\x67\x00\x00\x00\x01\x08\x01\x10\xd7\x18\x22\x05HY000\x1a\x58"
+        );
+        assert_eq!(bytes[19..], SECURE_TRANSPORT_REQUIRED[..]);
+    }
+
+    #[test]
+    fn landing_of_x_needs_a_whole_frame_before() {
+        assert_eq!(x_landing(5, 5).as_deref(), Some(&[1, 0, 0, 0, 3][..]));
+        assert_eq!(x_landing(5, 0), x_landing(5, 5));
+        assert_eq!(x_landing(5, 7), None);
     }
 
     #[test]

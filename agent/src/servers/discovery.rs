@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use procfs::net::{TcpState, UnixState};
 use procfs::process::{FDTarget, Process, all_processes};
 
-use super::{Listener, OTHER_PROTOCOLS, Server, UnixListener};
+use super::{Listener, OTHER_PROTOCOLS, Protocol, Server, UnixListener};
 
 /// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
 const PROGRAMS: [&str; 4] = ["mysqld", "mariadbd", "mysqld-debug", "mariadbd-debug"];
@@ -14,8 +14,10 @@ const PROGRAMS: [&str; 4] = ["mysqld", "mariadbd", "mysqld-debug", "mariadbd-deb
 const CLASSIC_PORTS: [u16; 2] = [3306, 33062];
 /// Command-line options that give a port to the classic protocol.
 const CLASSIC_OPTIONS: [&str; 3] = ["port", "admin-port", "extra-port"];
-/// Command-line options that give a port to another protocol.
-const OTHER_OPTIONS: [&str; 1] = ["mysqlx-port"];
+/// Port that a server gives to X Protocol unless told otherwise.
+const X_PORT: u16 = 33060;
+/// Command-line option that gives a port to X Protocol.
+const X_OPTIONS: [&str; 1] = ["mysqlx-port"];
 
 /// A server that could not be looked into.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +91,7 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
     }
     let command_line = process.cmdline().unwrap_or_default();
     let classic_ports = ports(&command_line, &CLASSIC_OPTIONS);
-    let other_ports = ports(&command_line, &OTHER_OPTIONS);
+    let x_ports = ports(&command_line, &X_OPTIONS);
     let mut listeners = Vec::new();
     // A kernel without IPv6 has no tcp6.
     let entries = process
@@ -106,8 +108,7 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
             fd,
             inode: entry.inode,
             cookie: None,
-            other: other_protocol(port, &other_ports),
-            certain: CLASSIC_PORTS.contains(&port) || classic_ports.contains(&port),
+            protocol: protocol(port, &classic_ports, &x_ports),
             uncovered: None,
         });
     }
@@ -186,14 +187,21 @@ fn ports(command_line: &[String], options: &[&str]) -> Vec<u16> {
     ports
 }
 
-fn other_protocol(port: u16, other_ports: &[u16]) -> Option<&'static str> {
-    if other_ports.contains(&port) {
-        return Some("X Protocol");
+/// What a port says of its listener: the command line's word first.
+fn protocol(port: u16, classic_ports: &[u16], x_ports: &[u16]) -> Protocol {
+    if classic_ports.contains(&port) {
+        return Protocol::Classic;
     }
-    OTHER_PROTOCOLS
-        .iter()
-        .find(|(known, _)| *known == port)
-        .map(|&(_, name)| name)
+    if x_ports.contains(&port) {
+        return Protocol::X;
+    }
+    let other = OTHER_PROTOCOLS.iter().find(|(known, _)| *known == port);
+    match (port, other) {
+        (_, Some(&(_, name))) => Protocol::Other(name),
+        (X_PORT, None) => Protocol::X,
+        _ if CLASSIC_PORTS.contains(&port) => Protocol::Classic,
+        _ => Protocol::ByGreeting,
+    }
 }
 
 #[cfg(test)]
@@ -207,28 +215,37 @@ mod tests {
     #[test]
     fn other_ports_are_read_in_each_spelling() {
         assert_eq!(
-            ports(&line("mysqld --mysqlx-port=13060"), &OTHER_OPTIONS),
+            ports(&line("mysqld --mysqlx-port=13060"), &X_OPTIONS),
             [13060]
         );
         assert_eq!(
             ports(
                 &line("mysqld --loose_mysqlx_port 13060 --port=3306"),
-                &OTHER_OPTIONS
+                &X_OPTIONS
             ),
             [13060]
         );
         assert_eq!(
-            ports(&line("mysqld --port=3306 --mysqlx-port"), &OTHER_OPTIONS),
+            ports(&line("mysqld --port=3306 --mysqlx-port"), &X_OPTIONS),
             [] as [u16; 0]
         );
     }
 
     #[test]
     fn protocols_of_well_known_ports_are_named() {
-        assert_eq!(other_protocol(33060, &[]), Some("X Protocol"));
-        assert_eq!(other_protocol(4567, &[]), Some("Galera replication"));
-        assert_eq!(other_protocol(3306, &[]), None);
-        assert_eq!(other_protocol(33062, &[]), None);
+        let of = |port| protocol(port, &[], &[]);
+        assert_eq!(of(33060), Protocol::X);
+        assert_eq!(of(4567), Protocol::Other("Galera replication"));
+        assert_eq!(of(3306), Protocol::Classic);
+        assert_eq!(of(33062), Protocol::Classic);
+        assert_eq!(of(3307), Protocol::ByGreeting);
+    }
+
+    #[test]
+    fn command_line_outweighs_well_known_ports() {
+        assert_eq!(protocol(33060, &[33060], &[]), Protocol::Classic);
+        assert_eq!(protocol(4567, &[4567], &[]), Protocol::Classic);
+        assert_eq!(protocol(3306, &[], &[3306]), Protocol::X);
     }
 
     #[test]

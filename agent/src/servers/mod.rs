@@ -13,13 +13,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use musttls_common::session::ListenerClass;
+
 pub use discovery::{ScanError, find};
 pub use tag::Tagger;
 
-/// Ports of listeners of a server process that do not speak the classic protocol, unless a `[[server]]`
-/// names them: X Protocol (33060), group communication (33061), Galera (4567 group, 4568 IST, 4444 SST).
-const OTHER_PROTOCOLS: [(u16, &str); 5] = [
-    (33060, "X Protocol"),
+/// Ports of listeners of a server process that speak neither protocol of logins, unless a `[[server]]`
+/// names them: group communication (33061), Galera (4567 group, 4568 IST, 4444 SST).
+const OTHER_PROTOCOLS: [(u16, &str); 4] = [
     (33061, "group communication"),
     (4567, "Galera replication"),
     (4568, "Galera state transfer"),
@@ -58,11 +59,8 @@ pub struct Listener {
     pub inode: u64,
     /// Its cookie, once it is tagged.
     pub cookie: Option<u64>,
-    /// What it speaks, if not the classic protocol.
-    pub other: Option<&'static str>,
-    /// Whether its port says that it speaks the classic protocol. Else its greeting tells: its sessions are
-    /// judged from there on.
-    pub certain: bool,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Why it is not covered, if so.
     pub uncovered: Option<String>,
 }
@@ -78,11 +76,62 @@ pub struct UnixListener {
     pub inode: u64,
 }
 
-impl Listener {
-    /// Whether it is to be covered.
+/// What a listener of a server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The classic protocol.
+    Classic,
+    /// X Protocol.
+    X,
+    /// One of the two: its greeting tells, and its sessions are judged from there on.
+    ByGreeting,
+    /// One without logins, by this name.
+    Other(&'static str),
+}
+
+impl Protocol {
+    /// What people call it.
     #[must_use]
-    pub const fn is_classic(&self) -> bool {
-        self.other.is_none()
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::X => "X Protocol",
+            Self::ByGreeting => "by greeting",
+            Self::Other(name) => name,
+        }
+    }
+
+    /// Whether the gate judges its sessions.
+    #[must_use]
+    pub const fn is_judged(self) -> bool {
+        !matches!(self, Self::Other(_))
+    }
+
+    /// What the gate is told.
+    #[must_use]
+    pub const fn class(self) -> ListenerClass {
+        match self {
+            Self::Classic => ListenerClass::Classic,
+            Self::X => ListenerClass::X,
+            Self::ByGreeting => ListenerClass::Pending,
+            Self::Other(_) => ListenerClass::Other,
+        }
+    }
+
+    /// What it is when the configuration names its port as a server's: more than its number told.
+    const fn named(self) -> Self {
+        match self {
+            Self::Classic | Self::ByGreeting | Self::Other(_) => Self::Classic,
+            Self::X => Self::ByGreeting,
+        }
+    }
+}
+
+impl Listener {
+    /// Whether its sessions are judged.
+    #[must_use]
+    pub const fn is_covered(&self) -> bool {
+        self.protocol.is_judged() && self.uncovered.is_none()
     }
 }
 

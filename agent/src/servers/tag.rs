@@ -45,18 +45,12 @@ impl Tagger {
                 seen.insert(listener.inode);
                 let port = listener.address.port();
                 let index = config.server_index(port);
-                if listener.other.is_some() && config.names_port(port) {
-                    listener.other = None;
+                if config.names_port(port) {
+                    listener.protocol = listener.protocol.named();
                 }
-                listener.certain |= config.names_port(port);
-                let class = match (listener.is_classic(), listener.certain) {
-                    (false, _) => ListenerClass::Other,
-                    (true, true) => ListenerClass::Classic,
-                    (true, false) => ListenerClass::Pending,
-                };
                 let tag = Tag {
                     server: index,
-                    class: class as u8,
+                    class: listener.protocol.class() as u8,
                     _pad: [0; 5],
                 };
                 if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
@@ -129,7 +123,7 @@ impl Tagger {
     /// every network namespace.
     fn by_port(&mut self, listener: &mut Listener, tag: Tag, error: &anyhow::Error) {
         let port = listener.address.port();
-        if !listener.is_classic() || self.ports.get(&port) == Some(&tag) {
+        if !listener.protocol.is_judged() || self.ports.get(&port) == Some(&tag) {
             return;
         }
         match self.maps.tag_port(port, tag) {

@@ -1,0 +1,205 @@
+//! X Protocol, both directions. What the client says before TLS is judged frame by frame; what proves TLS is the
+//! server's own flight behind its frames, as in the classic protocol.
+//!
+//! These are programs of their own, called by those that are attached (`bpf_tail_call`): the verifier would not
+//! follow both protocols in one.
+
+use core::arch::asm;
+
+use aya_ebpf::programs::SkBuffContext;
+use musttls_common::counter::Outcome;
+use musttls_common::event::{Event, Kind};
+use musttls_common::judge::{Judgement, Segment};
+use musttls_common::mysqlx::{FRAMES, ServerFrames};
+use musttls_common::policy::NO_RULE;
+use musttls_common::session::{ListenerClass, Phase, SocketRecord};
+use musttls_common::stream::Reader as _;
+use musttls_common::tls::{SERVER_HELLO_STEPS, ServerHelloReader};
+use musttls_common::verdict::{Action, Hold, Reason};
+
+use crate::maps::{INGRESS, INGRESS_X, SCRATCH, SOCKETS};
+use crate::packet::{self, Tcp};
+use crate::policy::{self, Policy};
+use crate::{egress, emit, ingress, session, sock};
+
+/// Goes on in [`on_ingress`] with the packet of a session in X Protocol.
+#[inline(always)]
+pub(crate) fn enter(ctx: &SkBuffContext, record: &SocketRecord) -> Action {
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { INGRESS.tail_call(ctx, INGRESS_X) };
+    // It comes back only if the agent has not put the program in its place.
+    ingress::held(Hold::NoRecord, policy::mode(record.endpoints.server))
+}
+
+/// Client to server: a segment with payload, or with the URG flag, of an undecided session.
+#[inline(always)]
+pub(crate) fn on_ingress(ctx: &SkBuffContext) -> Action {
+    let Some(record) = sock(ctx).and_then(|sk| SOCKETS.get(sk.cast())) else {
+        return Action::Drop;
+    };
+    let counter = &raw mut record.judging;
+    add(counter, 1);
+    // SAFETY: a valid place in the record; another CPU may change it meanwhile.
+    let action = if unsafe { counter.read_volatile() } == 1 {
+        alone(ctx, record)
+    } else {
+        ingress::held(Hold::Concurrent, policy::mode(record.endpoints.server))
+    };
+    add(counter, -1);
+    action
+}
+
+/// Adds to a counter that other CPUs change, too.
+#[inline(always)]
+fn add(counter: *mut u32, change: i32) {
+    // BPF_XADD (all kernels); Rust's atomics are not available on the BPF target.
+    // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
+    unsafe {
+        asm!("lock *(u32 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) i64::from(change));
+    }
+}
+
+/// Judges a segment while no other CPU judges one of its session: the first copy of a header decides for the rest.
+#[inline(always)]
+fn alone(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
+    let policy = Policy::of(record.endpoints.server);
+    let Ok(tcp) = packet::tcp(ctx) else {
+        return ingress::held(Hold::Unreadable, policy::mode(record.endpoints.server));
+    };
+    if record.counted == 0 {
+        session::seen(record);
+    }
+    let segment = Segment {
+        start: tcp.seq.wrapping_sub(record.client_base).cast_signed(),
+        len: tcp.payload_len,
+        urgent: tcp.is_urgent(),
+    };
+    let hold = match judge(ctx, record, &tcp, segment) {
+        Judgement::Neutral => return Action::Pass,
+        Judgement::Claim => {
+            if record.phase == Phase::Plain as u8 {
+                record.phase = Phase::Claimed as u8;
+            }
+            return Action::Pass;
+        }
+        Judgement::Plaintext(reason) => return plaintext(record, reason, policy.as_ref()),
+        Judgement::SplitClaim => Hold::Split,
+        Judgement::Hold(hold) => hold,
+    };
+    ingress::hold(record, segment, hold, policy.as_ref())
+}
+
+#[inline(always)]
+fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Segment) -> Judgement {
+    if segment.urgent {
+        return Judgement::Hold(Hold::Urgent);
+    }
+    record.client_spoke = 1;
+    let mut at = 0;
+    let mut index = 0;
+    while index <= FRAMES {
+        let header = |place| packet::load(ctx, tcp.payload + place).ok();
+        match record.client_frames.judge(segment, index, at, header) {
+            Ok(next) => at = next,
+            Err(judgement) => return judgement,
+        }
+        index += 1;
+    }
+    Judgement::Hold(Hold::Gap)
+}
+
+/// A login before TLS. Only exceptions for any user apply: who logs in is named later, or among auth data.
+#[inline(always)]
+fn plaintext(record: &mut SocketRecord, reason: Reason, policy: Option<&Policy<'_>>) -> Action {
+    record.rule = NO_RULE;
+    if let (Some(policy), Some(scratch)) = (policy, SCRATCH.get_ptr_mut(0)) {
+        // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+        let walk = unsafe { &mut (*scratch).walk };
+        if let Some(rule) = policy.exception(&record.endpoints, None, walk) {
+            record.rule = rule;
+            record.policy_version = policy.version();
+            record.phase = Phase::Excepted as u8;
+            emit::count_outcome(record, Outcome::Excepted);
+            let mut event = Event::default();
+            emit::fill(&mut event, Kind::Excepted, policy.mode(), record);
+            emit::event(&event, false);
+            return Action::Pass;
+        }
+    }
+    session::deny(record, reason, policy)
+}
+
+/// Server to client, until the session is decided; and a denied session.
+#[inline(always)]
+pub(crate) fn on_egress(ctx: &SkBuffContext) -> Action {
+    let Some(record) = sock(ctx).and_then(|sk| SOCKETS.get(sk.cast())) else {
+        return Action::Pass;
+    };
+    let is_denied = record.denied != 0;
+    let Ok(tcp) = packet::tcp(ctx) else {
+        return if is_denied {
+            Action::Drop
+        } else {
+            Action::Pass
+        };
+    };
+    if is_denied {
+        return denied(&tcp);
+    }
+    let start = tcp.seq.wrapping_sub(record.server_base);
+    let end = start.wrapping_add(tcp.payload_len);
+    undecided(ctx, record, &tcp, start, end)
+}
+
+#[inline(always)]
+fn undecided(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    tcp: &Tcp,
+    start: u32,
+    end: u32,
+) -> Action {
+    if record.class != ListenerClass::X as u8 {
+        // The server has greeted in X Protocol, whatever was thought of its listener.
+        if session::resolve(record) == ListenerClass::Other {
+            return egress::no_login(record);
+        }
+        session::greets(record, ListenerClass::X);
+    }
+    if record.counted == 0 {
+        session::seen(record);
+        if record.client_spoke != 0 {
+            // Before it was known what to look for.
+            return session::spoke_too_early(record);
+        }
+    }
+    let frames = &mut record.server_frames;
+    // A server that says more than so many frames at once before TLS is not followed: no flight is found.
+    packet::advance(ctx, tcp, frames, start, end, ServerFrames::STEPS);
+    let Some(flight) = record.server_frames.flight() else {
+        return Action::Pass;
+    };
+    if record.phase != Phase::Claimed as u8 {
+        return Action::Pass;
+    }
+    if record.hello.position() <= flight {
+        record.hello = ServerHelloReader::at(flight);
+    }
+    let enough = packet::advance(ctx, tcp, &mut record.hello, start, end, SERVER_HELLO_STEPS);
+    let hello = record.hello;
+    if hello.is_proof() && (hello.is_done() || !enough) {
+        session::secure(record, policy::mode(record.endpoints.server));
+    }
+    Action::Pass
+}
+
+/// A packet to the client of a denied session. What the server says goes out, since it has read no login: its answer
+/// to what came before, and the refusal that the agent sends for it. Its end does not: the client gets a reset.
+#[inline(always)]
+const fn denied(tcp: &Tcp) -> Action {
+    if tcp.payload_len > 0 {
+        Action::Pass
+    } else {
+        Action::Drop
+    }
+}
