@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Command, ConfigCommand, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json};
 use crate::control::{self, Answer, NotRunning};
-use crate::{daemon, doctor, scan};
+use crate::{clock, daemon, doctor, scan};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -65,7 +64,7 @@ fn start_logging() {
 }
 
 fn check(file: &Path) -> Result<Exit> {
-    let loaded = Config::load(file, Timestamp::now(), PastDates::Refuse)?;
+    let loaded = Config::load(file, clock::wall(), PastDates::Refuse)?;
     for warning in &loaded.warnings {
         complain(&format!("warning: {warning}"));
     }

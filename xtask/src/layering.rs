@@ -76,6 +76,14 @@ const RULES: &[Rule] = &[
         why: "sockets of others are touched in one place, and only those that were refused",
     },
     Rule {
+        words: &["clock_gettime", "ClockId"],
+        inside: &["agent/"],
+        // The refusal thread compares events of the gate with its own deadlines.
+        except: &["agent/src/clock.rs", "agent/src/refusal/mod.rs"],
+        tests_may: false,
+        why: "three clocks, two units: one place says which is which",
+    },
+    Rule {
         words: &["std", "alloc"],
         inside: &["common/src/", "ebpf/src/"],
         except: &[],

@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -30,6 +29,7 @@ use crate::audit::AuditLog;
 use crate::audit::record::Identity;
 use crate::audit::sink::AuditSink;
 use crate::cli::Exit;
+use crate::clock;
 use crate::config::{AuditTarget, Config, ConfigError, PastDates};
 use crate::control::{self, Answer, Command, Pending};
 use crate::datapath::{self, Counters, Loaded, PolicyTables, Ring, UnixProbe, cgroup};
@@ -66,7 +66,7 @@ const BUILD: BuildInfo<'static> = BuildInfo {
 
 /// Runs the agent until a signal ends it.
 pub fn run(path: &Path) -> Result<Exit> {
-    let loaded = Config::load(path, Timestamp::now(), PastDates::Warn)?;
+    let loaded = Config::load(path, clock::wall(), PastDates::Warn)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -146,7 +146,7 @@ struct Compiled {
 
 impl Compiled {
     fn of(config: &Config, now: Timestamp) -> Self {
-        let boot = now.as_second() - i64::try_from(boottime().as_secs()).unwrap_or(0);
+        let boot = now.as_second() - i64::try_from(clock::boottime().as_secs()).unwrap_or(0);
         let holding = config
             .exceptions
             .iter()
@@ -163,22 +163,9 @@ impl Compiled {
     }
 }
 
-/// `CLOCK_BOOTTIME`.
-fn boottime() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(
-        u64::try_from(now.tv_sec).unwrap_or(0),
-        u32::try_from(now.tv_nsec).unwrap_or(0),
-    )
-}
-
-fn boottime_ns() -> u64 {
-    u64::try_from(boottime().as_nanos()).unwrap_or(u64::MAX)
-}
-
 impl Daemon {
     fn start(path: &Path, config: Config) -> Result<Self> {
-        let now = Timestamp::now();
+        let now = clock::wall();
         // Everything that can fail without the gate comes first.
         let sink = AuditSink::open(&config.audit)?;
         let metrics = Arc::new(Metrics::new(BUILD));
@@ -195,7 +182,7 @@ impl Daemon {
             &config,
             policy_version,
             now,
-            boottime_ns(),
+            clock::boottime_ns(),
         ))?;
         let root = cgroup::open_root()?;
         let datapath = loaded.attach(tables, root.fd.as_fd())?;
@@ -470,7 +457,7 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.ready_if_covered();
-        let now = Timestamp::now();
+        let now = clock::wall();
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.recompile(now);
         }
@@ -492,8 +479,12 @@ impl Daemon {
     /// Puts a configuration's policy in force, or leaves everything as it is.
     fn take_over(&mut self, config: Arc<Config>, now: Timestamp) -> Result<()> {
         let version = self.policy_version + 1;
-        self.tables
-            .install(&policy::compile(&config, version, now, boottime_ns()))?;
+        self.tables.install(&policy::compile(
+            &config,
+            version,
+            now,
+            clock::boottime_ns(),
+        ))?;
         self.policy_version = version;
         self.compiled = Compiled::of(&config, now);
         self.recorder.policy(version, config.clone());
@@ -511,7 +502,7 @@ impl Daemon {
 
     /// Reads the configuration again, and swaps it in one step or keeps the old.
     fn reload(&mut self) -> Answer {
-        let now = Timestamp::now();
+        let now = clock::wall();
         match self.try_reload(now) {
             Ok(warnings) => {
                 self.rejected = None;
@@ -703,18 +694,4 @@ pub fn exit_code(error: &anyhow::Error) -> Exit {
     } else {
         Exit::Finding
     }
-}
-
-/// When `ktime_ns` (`CLOCK_MONOTONIC`) was, in milliseconds of Unix time.
-fn wall_clock_ms(ktime_ns: u64) -> i64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let now_ns = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000
-        + u64::try_from(now.tv_nsec).unwrap_or(0);
-    let age_ms = i64::try_from(now_ns.saturating_sub(ktime_ns) / 1_000_000).unwrap_or(0);
-    Timestamp::now().as_millisecond() - age_ms
-}
-
-/// The present instant.
-fn now() -> Instant {
-    Instant::now()
 }

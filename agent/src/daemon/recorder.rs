@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use musttls_common::counter::{self, Global};
 use musttls_common::event::{Event, Kind};
 use musttls_common::policy::NO_RULE;
 use musttls_common::verdict::{Hold, Mode, Reason};
 
-use super::{now, target, wall_clock_ms};
+use super::target;
 use crate::audit::AuditLog;
 use crate::audit::record::{Endpoints, Loss, Outcome, Refusal, Session, Transport, UnixPeer};
+use crate::clock;
 use crate::config::Config;
 use crate::datapath::{Extra, Record};
 use crate::login::{LoginDetails, printable};
@@ -96,7 +98,11 @@ impl Recorder {
                 uid: peer.uid,
                 program: program(pid).or_else(|| Some(printable(comm).0)),
             };
-            return self.unix_of(&server, &session, wall_clock_ms(record.event.ktime_ns));
+            return self.unix_of(
+                &server,
+                &session,
+                clock::wall_ms_of_ktime(record.event.ktime_ns),
+            );
         }
         let outcome = match Kind::from_u8(record.event.kind) {
             Some(Kind::Secure) => Outcome::Allowed,
@@ -162,7 +168,7 @@ impl Recorder {
             judged => judged,
         };
         let session = Session {
-            time_ms: wall_clock_ms(event.ktime_ns),
+            time_ms: clock::wall_ms_of_ktime(event.ktime_ns),
             transport,
             outcome,
             reason: Reason::from_u8(event.reason),
@@ -195,7 +201,7 @@ impl Recorder {
         else {
             return;
         };
-        self.unix_of(server, session, jiff::Timestamp::now().as_millisecond());
+        self.unix_of(server, session, clock::wall_ms());
     }
 
     fn unix_of(&mut self, server: &Server, session: &UnixSession, time_ms: i64) {
@@ -237,7 +243,7 @@ impl Recorder {
 
     fn write(audit: &mut AuditLog, metrics: &Metrics, session: &Session<'_>) {
         metrics.session(session);
-        if let Err(error) = audit.session(session, now()) {
+        if let Err(error) = audit.session(session, Instant::now()) {
             // Counted and reported by the sink.
             tracing::trace!(error = error.as_str(), "audit record lost");
         }
@@ -260,7 +266,7 @@ impl Recorder {
 
     /// Records what was lost since the last time, and brings the audit log up to date.
     pub(super) fn settle(&mut self, totals: &[u64]) {
-        let time_ms = jiff::Timestamp::now().as_millisecond();
+        let time_ms = clock::wall_ms();
         for (reason, total) in self.losses(totals) {
             let told = self.told.entry(reason).or_default();
             let lost = total.saturating_sub(*told);
@@ -276,14 +282,14 @@ impl Recorder {
                         lost,
                         reason,
                     },
-                    now(),
+                    Instant::now(),
                 )
                 .is_ok()
             {
                 *told = total;
             }
         }
-        if let Err(error) = self.audit.settle(time_ms, now()) {
+        if let Err(error) = self.audit.settle(time_ms, Instant::now()) {
             tracing::trace!(error = error.as_str(), "audit log");
         }
         self.metrics
