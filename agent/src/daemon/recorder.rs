@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use musttls_common::counter::{self, Global};
+use musttls_common::counter::Global;
 use musttls_common::event::{Event, Kind};
 use musttls_common::policy::NO_RULE;
-use musttls_common::verdict::{Hold, Mode, Reason};
+use musttls_common::verdict::{Mode, Reason};
 
-use super::target;
 use crate::audit::AuditLog;
 use crate::audit::record::{Endpoints, Loss, Outcome, Refusal, Session, Transport, UnixPeer};
 use crate::clock;
@@ -22,7 +21,6 @@ use crate::metrics::Metrics;
 use crate::refusal::Refused;
 use crate::servers::unix::{UnixSession, program};
 use crate::servers::{Registry, Server};
-use crate::status::{self, Status};
 
 /// How many former policies are kept to name the rules of sessions that they judged.
 const FORMER_POLICIES: usize = 16;
@@ -296,7 +294,8 @@ impl Recorder {
             .set_audit(self.audit.sink_name(), self.audit.stats());
     }
 
-    fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 4] {
+    /// Records that were lost, by reason: each is told in the audit log.
+    pub(super) fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 4] {
         let total = |global: Global| at(totals, global as u32);
         [
             ("denials_ring_full", total(Global::LostDenials)),
@@ -306,71 +305,19 @@ impl Recorder {
         ]
     }
 
-    /// The part of the status that is known here; the rest is empty.
-    pub(super) fn status(&self, config: &Config, totals: &[u64]) -> Status {
-        let count = u16::try_from(config.servers.len()).unwrap_or(u16::MAX);
-        let sessions = (0..=count).map(|server| {
-            let outcomes = counter::Outcome::ALL.into_iter().map(|outcome| {
-                (
-                    outcome.as_str().to_owned(),
-                    at(totals, counter::outcome(server, outcome)),
-                )
-            });
-            (config.server_name(server).to_owned(), outcomes.collect())
-        });
-        let mut lost: BTreeMap<String, u64> = self
-            .losses(totals)
-            .into_iter()
-            .map(|(reason, n)| (reason.to_owned(), n))
-            .collect();
-        lost.insert(
-            "held_map_full".to_owned(),
-            at(totals, Global::HeldFull as u32),
-        );
-        lost.insert(
-            "listener_unrecorded".to_owned(),
-            at(totals, Global::ListenerFull as u32),
-        );
-        Status {
-            version: String::new(),
-            pid: 0,
-            started_ms: 0,
-            policy: status::Policy {
-                name: String::new(),
-                version: 0,
-                mode: String::new(),
-                exceptions: 0,
-                rejected: None,
-            },
-            coverage: status::Coverage {
-                listeners: 0,
-                covered: 0,
-                unix_sessions: String::new(),
-                errors: Vec::new(),
-            },
-            servers: Vec::new(),
-            sessions: sessions.collect(),
-            refusals: self
-                .refusals
-                .iter()
-                .map(|(name, n)| ((*name).to_owned(), *n))
-                .collect(),
-            held_segments: Hold::ALL
-                .into_iter()
-                .map(|hold| (hold.as_str().to_owned(), at(totals, counter::hold(hold))))
-                .collect(),
-            lost_events: lost,
-            audit: status::Audit {
-                target: target(&config.audit),
-                written: self.audit.stats().written,
-                lost: self.audit.stats().lost,
-                sequence: self.audit.sequence(),
-            },
-        }
+    /// Refusals by how they ended.
+    pub(super) const fn refusals(&self) -> &BTreeMap<&'static str, u64> {
+        &self.refusals
+    }
+
+    /// The audit log.
+    pub(super) const fn audit(&self) -> &AuditLog {
+        &self.audit
     }
 }
 
-fn at(totals: &[u64], index: u32) -> u64 {
+/// The counter with this index (`musttls_common::counter`).
+pub(super) fn at(totals: &[u64], index: u32) -> u64 {
     usize::try_from(index)
         .ok()
         .and_then(|index| totals.get(index))
