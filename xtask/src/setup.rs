@@ -152,8 +152,13 @@ const fn failed(step: &Step) -> Failed {
     }
 }
 
+/// The user that runs this, by number.
+pub(crate) fn user() -> Result<u32> {
+    Ok(fs::metadata("/proc/self").context("read /proc/self")?.uid())
+}
+
 fn require_root() -> Result<()> {
-    let uid = fs::metadata("/proc/self").context("read /proc/self")?.uid();
+    let uid = user()?;
     if uid != 0 {
         let remedy =
             "run it as root: it installs packages, makes a chroot and loads kernel programs";

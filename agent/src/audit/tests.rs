@@ -404,17 +404,34 @@ fn a_full_disk_loses_records_and_counts_them() {
     assert_eq!(log.sequence(), 3);
 }
 
+/// A file system of 16 KiB, also taken off when the test fails.
+struct SmallDisk<'p>(&'p Path);
+
+impl<'p> SmallDisk<'p> {
+    fn mount(at: &'p Path) -> Self {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16k", "musttls-test"])
+            .arg(at)
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg(self.0).status();
+        assert!(done.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
 #[test]
 #[ignore = "needs root: mounts a small tmpfs"]
 fn a_disk_that_was_full_leaves_only_whole_lines_and_a_loss_record() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=16k", "musttls-test"])
-        .arg(disk)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
+    let mount = SmallDisk::mount(directory.path());
+    let disk = mount.0;
     let path = disk.join("audit.jsonl");
     let mut log = log(&path);
     let now = Instant::now();
@@ -432,8 +449,6 @@ fn a_disk_that_was_full_leaves_only_whole_lines_and_a_loss_record() {
     fs::remove_file(&old).unwrap();
     log.session(&plaintext(Outcome::Denied), now).unwrap();
     let new = records(&path);
-    drop(log);
-    assert!(Command::new("umount").arg(disk).status().unwrap().success());
 
     assert!(lost > 10 && !whole.ends_with('\n'), "{lost} lost");
     assert!(taken_back.ends_with('\n') && whole.starts_with(&taken_back));
