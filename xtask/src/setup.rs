@@ -111,6 +111,11 @@ const DENY: Step = Step {
 };
 
 pub(crate) fn run(cache: &Cache, extent: Extent) -> Result<()> {
+    // Before all else, and not installed: which toolchain a person has is theirs to say.
+    toolchain::is_pinned().context(Failed {
+        step: "rustc",
+        remedy: toolchain::REMEDY,
+    })?;
     let deny = (extent == Extent::EverythingAndDeny).then_some(&DENY);
     let steps: Vec<_> = STEPS.iter().chain(deny).collect();
     if all_there(cache, &steps)? {
