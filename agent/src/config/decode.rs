@@ -23,7 +23,8 @@ use super::{
     REQUIRE_TLS, ServerConfig,
 };
 
-const ROOT_KEYS: &[&str] = &["mode", "server", "exception", "audit", "metrics", "control"];
+pub(super) const ROOT_KEYS: &[&str] =
+    &["mode", "server", "exception", "audit", "metrics", "control"];
 const SERVER_KEYS: &[&str] = &["name", "ports", "mode"];
 const EXCEPTION_KEYS: &[&str] = &[
     "name", "source", "user", "server", "expires", "owner", "reason",
