@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use tracing_subscriber::EnvFilter;
 
+use crate::audit::sink::AuditSink;
 use crate::cli::{Command, ConfigCommand, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json};
@@ -69,6 +70,12 @@ fn check(file: &Path) -> Result<Exit> {
         complain(&format!("warning: {warning}"));
     }
     let config = loaded.config;
+    // No mistake of the file: it may be checked elsewhere, or as a user who may not write there.
+    if let Err(error) = AuditSink::examine(&config.audit) {
+        complain(&format!(
+            "warning: on this host and as this user, `musttls run` would not start: {error}"
+        ));
+    }
     print(&format!(
         "{}: good: {}, {} servers with settings of their own, {} exceptions\n",
         file.display(),

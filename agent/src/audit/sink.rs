@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, FileType, Mode, OFlags, access};
 use rustix::io::Errno;
 
 use crate::config::AuditTarget;
@@ -130,6 +130,14 @@ impl AuditSink {
             AuditTarget::File(path) => (Some(path.clone()), Output::File(open_file(path)?)),
         };
         Ok(Self::new(path, output))
+    }
+
+    /// Says what [`Self::open`] would, and opens and makes nothing: as this user, now.
+    pub fn examine(target: &AuditTarget) -> Result<(), OpenError> {
+        match target {
+            AuditTarget::Stdout => Ok(()),
+            AuditTarget::File(path) => examine_file(path).map_err(|errno| refused(errno, path)),
+        }
     }
 
     const fn new(path: Option<PathBuf>, output: Output) -> Self {
@@ -328,12 +336,46 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Resu
     }
 }
 
-fn open_file(path: &Path) -> Result<File, OpenError> {
-    let fail = |problem: String, remedy| OpenError {
+fn failed(path: &Path, problem: String, remedy: &'static str) -> OpenError {
+    OpenError {
         path: path.display().to_string(),
         problem,
         remedy,
+    }
+}
+
+fn refused(errno: Errno, path: &Path) -> OpenError {
+    failed(
+        path,
+        io::Error::from(errno).to_string(),
+        remedy(errno, path),
+    )
+}
+
+/// The error that opening the file would end with.
+fn examine_file(path: &Path) -> Result<(), Errno> {
+    let found = match rustix::fs::lstat(path) {
+        Ok(found) => FileType::from_raw_mode(found.st_mode),
+        Err(Errno::NOENT) => {
+            let directory = path.parent().unwrap_or(path);
+            return access(directory, Access::WRITE_OK | Access::EXEC_OK);
+        }
+        Err(errno) => return Err(errno),
     };
+    match found {
+        FileType::Symlink => Err(Errno::LOOP),
+        FileType::Directory => Err(Errno::ISDIR),
+        FileType::RegularFile | FileType::CharacterDevice => {
+            access(path, Access::READ_OK | Access::WRITE_OK)
+        }
+        FileType::Fifo | FileType::Socket | FileType::BlockDevice | FileType::Unknown => {
+            Err(Errno::NXIO)
+        }
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, OpenError> {
+    let fail = |problem, remedy| failed(path, problem, remedy);
     // O_NOFOLLOW: a link put there by another must not lead records (written as root) elsewhere.
     // O_NONBLOCK: opening a FIFO must not wait.
     let flags = OFlags::RDWR
@@ -346,7 +388,7 @@ fn open_file(path: &Path) -> Result<File, OpenError> {
     let existed = path.symlink_metadata().is_ok();
     let mut file = rustix::fs::open(path, flags, Mode::from_raw_mode(FILE_MODE))
         .map(File::from)
-        .map_err(|errno| fail(io::Error::from(errno).to_string(), remedy(errno, path)))?;
+        .map_err(|errno| refused(errno, path))?;
     let metadata = file
         .metadata()
         .map_err(|error| fail(error.to_string(), REMEDY_OTHER))?;
@@ -375,12 +417,15 @@ fn remedy(errno: Errno, path: &Path) -> &'static str {
         Errno::NOENT if !path.parent().is_some_and(Path::is_dir) => {
             "create its directory (mode 0750, owned by the user musttls runs as), or set [audit] path"
         }
+        Errno::NOTDIR => "what it names as a directory is a file: set [audit] path",
         Errno::LOOP => "it is a symbolic link: name the file it leads to",
         Errno::ISDIR => "it is a directory: name a file in it",
         Errno::ACCESS | Errno::PERM | Errno::ROFS => {
             "let the user musttls runs as write there (ReadWritePaths= in the unit), or set [audit] path"
         }
-        Errno::NXIO => "it is a pipe or a socket: name a file, or \"-\" for standard output",
+        Errno::NXIO => {
+            "it is a pipe, a socket or a disk: name a file, or \"-\" for standard output"
+        }
         _ => REMEDY_OTHER,
     }
 }

@@ -365,15 +365,21 @@ fn a_broken_last_line_of_an_earlier_process_is_ended() {
 fn what_cannot_be_opened_is_told_with_a_remedy() {
     let directory = tempfile::tempdir().unwrap();
     let open = |path: PathBuf| {
-        AuditSink::open(&AuditTarget::File(path))
-            .unwrap_err()
-            .to_string()
+        let target = AuditTarget::File(path);
+        let error = AuditSink::open(&target).unwrap_err().to_string();
+        // What only looks says the same; of a pipe, opening says it in other words.
+        let foreseen = AuditSink::examine(&target).unwrap_err().to_string();
+        assert!(foreseen == error || error.contains("regular"), "{foreseen}");
+        error
     };
     let missing = open(directory.path().join("none/audit.jsonl"));
     assert!(
         missing.contains("No such file") && missing.contains("create its directory"),
         "{missing}"
     );
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(open(file.join("audit.jsonl")).contains("is a file"));
     let link = directory.path().join("link");
     symlink("/dev/null", &link).unwrap();
     assert!(open(link).contains("symbolic link"));
@@ -387,6 +393,17 @@ fn what_cannot_be_opened_is_told_with_a_remedy() {
             .success()
     );
     assert!(open(fifo).contains("not a regular file"));
+}
+
+#[test]
+fn looking_whether_a_file_could_be_opened_makes_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    AuditSink::examine(&AuditTarget::File(path.clone())).unwrap();
+    assert!(!path.exists());
+    fs::write(&path, "").unwrap();
+    AuditSink::examine(&AuditTarget::File(path)).unwrap();
+    AuditSink::examine(&AuditTarget::Stdout).unwrap();
 }
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use super::Daemon;
+use crate::audit::sink::AuditSink;
 use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::control::Answer;
@@ -101,6 +102,11 @@ impl Daemon {
             if !same {
                 warnings.push(format!("{key} changes with the next start only"));
             }
+        }
+        if config.audit != self.config.audit
+            && let Err(error) = AuditSink::examine(&config.audit)
+        {
+            warnings.push(format!("the next start would fail: {error}"));
         }
         config.audit = self.config.audit.clone();
         config.metrics = self.config.metrics;
