@@ -30,6 +30,10 @@ pub fn run(command: Command) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         Command::Doctor { output } => {
+            if let Err(error) = doctor::permitted() {
+                complain(&format!("error: {error}"));
+                return Ok(Exit::NotPermitted);
+            }
             let report = doctor::examine();
             if output.json {
                 print_json(&report)?;
