@@ -11,6 +11,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod doctor;
+pub mod error;
 pub mod login;
 pub mod metrics;
 pub mod policy;

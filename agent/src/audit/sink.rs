@@ -61,6 +61,16 @@ impl SinkError {
         }
     }
 
+    const fn remedy(self) -> &'static str {
+        match self {
+            Self::NoSpace => "make space on its file system, or raise the quota",
+            Self::Closed => "start what reads the records again, then musttls",
+            Self::Full => "what reads the records must keep up, or set [audit] path to a file",
+            Self::Io => "look in the kernel's log (journalctl -k) for the device",
+            Self::Other => REMEDY_OTHER,
+        }
+    }
+
     const fn of(errno: Errno) -> Self {
         match errno {
             Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Self::NoSpace,
@@ -214,16 +224,21 @@ impl AuditSink {
     /// Opens the file again after it was moved away; on an error it goes on with the old one. An
     /// unfinished line is written whole to the new file and taken off the old one.
     pub fn reopen(&mut self) -> Result<(), OpenError> {
-        let Some(path) = &self.path else {
+        let Some(path) = self.path.clone() else {
             return Ok(());
         };
-        let new = open_file(path)?;
+        let new = open_file(&path)?;
         if self.finish_line().is_err()
             && let (Some((_, done)), Output::File(old)) = (&mut self.unfinished, &self.output)
         {
             match take_back(old, *done) {
                 Ok(()) => {}
-                Err(error) => tracing::warn!(%error, "the old audit file ends in a broken line"),
+                Err(error) => tracing::warn!(
+                    %error,
+                    path = %path.display(),
+                    help = BROKEN_LINE,
+                    "the audit file that was moved away ends in a broken line"
+                ),
             }
             *done = 0;
         }
@@ -292,6 +307,7 @@ impl AuditSink {
                 path = self.path.as_deref().map(|path| tracing::field::display(path.display())),
                 error = %io::Error::from(errno),
                 lost = self.stats.lost,
+                help = kind.remedy(),
                 "audit records are lost"
             );
         }
@@ -405,11 +421,12 @@ fn open_file(path: &Path) -> Result<File, OpenError> {
             file.set_permissions(Permissions::from_mode(FILE_MODE))
                 .map_err(|error| fail(error.to_string(), REMEDY_OTHER))?;
         }
-        end_last_line(&mut file);
+        end_last_line(&mut file, path);
     }
     Ok(file)
 }
 
+const BROKEN_LINE: &str = "take its last line out before a program reads it";
 const REMEDY_OTHER: &str = "check the file system it is on, or set [audit] path";
 
 fn remedy(errno: Errno, path: &Path) -> &'static str {
@@ -431,14 +448,22 @@ fn remedy(errno: Errno, path: &Path) -> &'static str {
 }
 
 /// Ends a line that an earlier process, or a host that lost power, left unfinished.
-fn end_last_line(file: &mut File) {
+fn end_last_line(file: &mut File, path: &Path) {
     let mut last = [b'\n'];
     let read = file
         .seek(SeekFrom::End(-1))
         .and_then(|_| file.read_exact(&mut last));
     // An empty file has no last byte. Where the newline cannot be written, neither can the next record.
-    if read.is_ok() && last != [b'\n'] && rustix::io::write(&*file, b"\n").is_err() {
-        tracing::warn!("the audit file ends in a broken line");
+    if read.is_ok()
+        && last != [b'\n']
+        && let Err(errno) = rustix::io::write(&*file, b"\n")
+    {
+        tracing::warn!(
+            error = %io::Error::from(errno),
+            path = %path.display(),
+            help = BROKEN_LINE,
+            "the audit file ends in a broken line"
+        );
     }
 }
 

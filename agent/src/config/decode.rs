@@ -410,8 +410,10 @@ impl Decoder<'_> {
                     self.wrong(value.span(), message, "in the past", help);
                 }
                 PastDates::Warn => {
-                    self.warnings
-                        .push((value.span().start, format!("{message}; it is not applied")));
+                    let warning = format!(
+                        "{message}; it is not applied: remove it, or agree on a later date with its owner"
+                    );
+                    self.warnings.push((value.span().start, warning));
                 }
             }
         }

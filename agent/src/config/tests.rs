@@ -435,7 +435,9 @@ fn a_past_date_is_refused_by_a_check_and_a_warning_at_the_start() {
     let loaded = Config::parse(Path::new("f.toml"), &text, now(), PastDates::Warn).unwrap();
     assert_eq!(
         loaded.warnings,
-        ["f.toml:6:11: exception `a` ended on 2026-11-22T00:00:00Z; it is not applied"]
+        [
+            "f.toml:6:11: exception `a` ended on 2026-11-22T00:00:00Z; it is not applied: remove it, or agree on a later date with its owner"
+        ]
     );
     assert!(!loaded.config.exceptions[0].expires.holds(now()));
 }

@@ -3,6 +3,7 @@
 use super::Daemon;
 use super::events::notify;
 use crate::datapath::UnixProbe;
+use crate::error;
 use crate::refusal::Report;
 use crate::servers::{self, ScanError};
 
@@ -12,8 +13,15 @@ impl Daemon {
         let (mut found, errors) = match servers::find() {
             Ok(found) => found,
             Err(error) => {
-                tracing::error!(%error, "the processes of this host cannot be listed");
-                self.scan_errors = vec![error.to_string()];
+                let error =
+                    format!("the processes of this host cannot be listed in /proc: {error}");
+                if self.scan_errors.as_slice() != [error.as_str()] {
+                    tracing::error!(
+                        help = "let the agent see all of /proc (no hidepid=, no ProtectProc= in the unit)",
+                        "{error}"
+                    );
+                }
+                self.scan_errors = vec![error];
                 return;
             }
         };
@@ -68,7 +76,13 @@ impl Daemon {
             .filter(|cookie| all_known && !known.contains(cookie))
         {
             if let Err(error) = self.tagger.is_no_server(cookie) {
-                tracing::warn!("a new listener stays pending: {error:#}");
+                tracing::warn!(
+                    cookie,
+                    error = error::text(&error),
+                    help = "if clients of a service that began to listen just now hang, restart musttls: it names \
+                            each listener anew",
+                    "a new listener stays pending: what may be a login is held there until the server greets"
+                );
             }
         }
         for other in others {

@@ -100,7 +100,9 @@ impl Daemon {
                 .is_some_and(std::thread::JoinHandle::is_finished)
             {
                 self.end();
-                anyhow::bail!("the refusal thread ended: denied clients would not be told");
+                anyhow::bail!(
+                    "the refusal thread ended: denied clients would not be told\n  help: start musttls again; what ended it stands above"
+                );
             }
         }
         notify(&[sd_notify::NotifyState::Stopping]);
@@ -174,6 +176,11 @@ impl Daemon {
 /// Tells the service manager, if there is one.
 pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(
+            %error,
+            socket = std::env::var("NOTIFY_SOCKET").unwrap_or_default(),
+            help = "let the unit reach it: AF_UNIX in RestrictAddressFamilies=, NotifyAccess=main",
+            "the service manager cannot be told"
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `mod` | what the daemon holds; its exit code |
+//! | `mod` | what the daemon holds |
 //! | `start` | the order of the start: what can fail without the gate comes first |
 //! | `events` | the event loop: what happens, and what is done about it |
 //! | `reload` | a policy comes into force: reload, an exception that ended, a clock that was set |
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 
 use crate::cli::Exit;
 use crate::clock;
-use crate::config::{Config, ConfigError, PastDates};
+use crate::config::{Config, PastDates};
 use crate::control::Pending;
 use crate::datapath::{self, Counters, PolicyTables, Ring, UnixProbe, cgroup};
 use crate::metrics::Metrics;
@@ -97,23 +97,5 @@ struct Gate {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-/// The exit code for an error of [`run`].
-#[must_use]
-pub fn exit_code(error: &anyhow::Error) -> Exit {
-    if error.is::<ConfigError>() {
-        return Exit::Config;
-    }
-    let refused = |cause: &(dyn std::error::Error + 'static)| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
-    };
-    if error.chain().any(refused) {
-        Exit::NotPermitted
-    } else {
-        Exit::Finding
     }
 }

@@ -251,14 +251,18 @@ impl Recorder {
     pub(super) fn unreadable(&mut self, error: &std::io::Error) {
         self.unreadable += 1;
         self.metrics.event_unreadable();
-        tracing::error!(%error, "a record of the gate cannot be read");
+        tracing::error!(
+            %error,
+            help = "gate and agent come in one program: please report it, with the version",
+            "a record of the gate cannot be read, and is lost"
+        );
     }
 
     /// Opens the audit file again.
     pub(super) fn reopen(&mut self) {
         match self.audit.reopen() {
             Ok(()) => tracing::info!("the audit file is opened again"),
-            Err(error) => tracing::error!("{error}"),
+            Err(error) => tracing::error!("records go on into the old audit file: {error}"),
         }
     }
 
@@ -271,7 +275,7 @@ impl Recorder {
             if lost == 0 {
                 continue;
             }
-            tracing::error!(lost, reason, "records are lost");
+            tracing::error!(lost, reason, help = remedy(reason), "records are lost");
             if self
                 .audit
                 .loss(
@@ -313,6 +317,16 @@ impl Recorder {
     /// The audit log.
     pub(super) const fn audit(&self) -> &AuditLog {
         &self.audit
+    }
+}
+
+/// What to do about losses for this reason.
+fn remedy(reason: &str) -> &'static str {
+    match reason {
+        "parse" => "gate and agent come in one program: please report it, with the version",
+        _ => {
+            "give the agent more CPU (CPUWeight=, CPUQuota= of its unit): sessions come faster than it records them"
+        }
     }
 }
 

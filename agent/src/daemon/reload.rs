@@ -10,6 +10,7 @@ use crate::audit::sink::AuditSink;
 use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::control::Answer;
+use crate::error;
 use crate::policy;
 
 /// What tables were compiled from beside the configuration: two of them differ when the tables must be made anew.
@@ -43,7 +44,11 @@ impl Daemon {
     /// Compiles the policy anew, for an exception that has ended or a clock that was set.
     pub(super) fn recompile(&mut self, now: Timestamp) {
         if let Err(error) = self.take_over(self.config.clone(), now) {
-            tracing::error!("the policy tables stay as they are: {error:#}");
+            tracing::error!(
+                error = error::text(&error),
+                help = "it is tried again each second; if it goes on, restart musttls",
+                "the policy tables stay as they are, with exceptions that have ended since"
+            );
         }
     }
 
@@ -81,7 +86,7 @@ impl Daemon {
                 }
             }
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = error::text(&error);
                 tracing::error!("the old policy stays in force: {error}");
                 self.metrics.reload_failed();
                 self.rejected = Some(error.clone());

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::control;
 use crate::datapath::{Loaded, UnixProbe, cgroup};
+use crate::error::{Failed, NotPermitted};
 use crate::metrics::{self, BuildInfo, Metrics};
 use crate::policy;
 use crate::refusal::Engine;
@@ -28,6 +29,9 @@ use crate::servers::{Registry, Tagger};
 
 /// Reports of the refusal thread that may wait: 1.5 KiB each at the most.
 const REPORTS: usize = 4096;
+
+/// What to do where the kernel does not take the gate.
+const LACKS: &str = "musttls doctor says what this host lacks; RUST_LOG=debug musttls run shows what the verifier says";
 
 /// The build that runs.
 const BUILD: BuildInfo<'static> = BuildInfo {
@@ -51,7 +55,7 @@ impl Daemon {
         let control = control::bind(&config.control)?;
 
         let policy_version = 1;
-        let mut loaded = Loaded::new()?;
+        let mut loaded = Loaded::new().with_context(|| Failed::new("load the gate", LACKS))?;
         let mut tables = loaded.policy()?;
         tables.install(&policy::compile(
             &config,
@@ -60,7 +64,9 @@ impl Daemon {
             clock::boottime_ns(),
         ))?;
         let root = cgroup::open_root()?;
-        let datapath = loaded.attach(tables, root.fd.as_fd())?;
+        let datapath = loaded
+            .attach(tables, root.fd.as_fd())
+            .with_context(|| Failed::new("attach the gate", LACKS))?;
 
         let registry = Arc::new(Registry::default());
         let tagger = Tagger::new(
@@ -132,8 +138,7 @@ impl Daemon {
             .set_policy(&daemon.config, policy_version, now);
         daemon.refresh();
         if let Some(error) = daemon.scan_errors.first() {
-            let missing = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-            return Err(anyhow::Error::from(missing).context(error.clone()));
+            return Err(NotPermitted(error.clone()).into());
         }
         daemon.tick();
         daemon.announce();
@@ -153,8 +158,14 @@ fn start_refusals(
 }
 
 async fn serve_metrics(listener: tokio::net::TcpListener, metrics: Arc<Metrics>) {
+    let address = listener.local_addr().map(|address| address.to_string());
     if let Err(error) = metrics::serve(listener, metrics).await {
-        tracing::error!(%error, "metrics are no longer served");
+        tracing::error!(
+            %error,
+            address = address.unwrap_or_default(),
+            help = "restart musttls; all else goes on until then",
+            "metrics are no longer served"
+        );
     }
 }
 
@@ -163,7 +174,10 @@ fn bind_metrics(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .and_then(tokio::net::TcpListener::from_std)
         .with_context(|| {
-            format!("bind the metrics address {address}\n  help: set [metrics] listen to an address that is free")
+            Failed::new(
+                format!("bind the metrics address {address}"),
+                "set [metrics] listen to an address of this host that is free",
+            )
         })?;
     Ok(listener)
 }
