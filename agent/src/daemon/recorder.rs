@@ -1,18 +1,19 @@
 //! Turns what happened into audit records, metrics and counts.
 
+pub(super) mod losses;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use musttls_common::counter::Global;
 use musttls_common::event::{Event, Kind};
 use musttls_common::policy::NO_RULE;
 use musttls_common::verdict::{Mode, Reason};
 
 use crate::audit::AuditLog;
-use crate::audit::record::{Endpoints, Loss, Outcome, Refusal, Session, Transport, UnixPeer};
+use crate::audit::record::{Endpoints, Outcome, Refusal, Session, Transport, UnixPeer};
 use crate::clock;
 use crate::config::Config;
 use crate::datapath::{Extra, Record};
@@ -247,66 +248,12 @@ impl Recorder {
         }
     }
 
-    /// A record of the gate could not be read.
-    pub(super) fn unreadable(&mut self, error: &std::io::Error) {
-        self.unreadable += 1;
-        self.metrics.event_unreadable();
-        tracing::error!(
-            %error,
-            help = "gate and agent come in one program: please report it, with the version",
-            "a record of the gate cannot be read, and is lost"
-        );
-    }
-
     /// Opens the audit file again.
     pub(super) fn reopen(&mut self) {
         match self.audit.reopen() {
             Ok(()) => tracing::info!("the audit file is opened again"),
             Err(error) => tracing::error!("records go on into the old audit file: {error}"),
         }
-    }
-
-    /// Records what was lost since the last time, and brings the audit log up to date.
-    pub(super) fn settle(&mut self, totals: &[u64]) {
-        let time_ms = clock::wall_ms();
-        for (reason, total) in self.losses(totals) {
-            let told = self.told.entry(reason).or_default();
-            let lost = total.saturating_sub(*told);
-            if lost == 0 {
-                continue;
-            }
-            tracing::error!(lost, reason, help = remedy(reason), "records are lost");
-            if self
-                .audit
-                .loss(
-                    &Loss {
-                        time_ms,
-                        lost,
-                        reason,
-                    },
-                    Instant::now(),
-                )
-                .is_ok()
-            {
-                *told = total;
-            }
-        }
-        if let Err(error) = self.audit.settle(time_ms, Instant::now()) {
-            tracing::trace!(error = error.as_str(), "audit log");
-        }
-        self.metrics
-            .set_audit(self.audit.sink_name(), self.audit.stats());
-    }
-
-    /// Records that were lost, by reason: each is told in the audit log.
-    pub(super) fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 4] {
-        let total = |global: Global| at(totals, global as u32);
-        [
-            ("denials_ring_full", total(Global::LostDenials)),
-            ("sessions_ring_full", total(Global::LostSessions)),
-            ("reports_full", self.lost_reports.load(Ordering::Relaxed)),
-            ("parse", self.unreadable),
-        ]
     }
 
     /// Refusals by how they ended.
@@ -318,25 +265,6 @@ impl Recorder {
     pub(super) const fn audit(&self) -> &AuditLog {
         &self.audit
     }
-}
-
-/// What to do about losses for this reason.
-fn remedy(reason: &str) -> &'static str {
-    match reason {
-        "parse" => "gate and agent come in one program: please report it, with the version",
-        _ => {
-            "give the agent more CPU (CPUWeight=, CPUQuota= of its unit): sessions come faster than it records them"
-        }
-    }
-}
-
-/// The counter with this index (`musttls_common::counter`).
-pub(super) fn at(totals: &[u64], index: u32) -> u64 {
-    usize::try_from(index)
-        .ok()
-        .and_then(|index| totals.get(index))
-        .copied()
-        .unwrap_or(0)
 }
 
 fn endpoints(event: &Event) -> Endpoints {

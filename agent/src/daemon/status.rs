@@ -6,7 +6,7 @@ use musttls_common::counter::{self, Global};
 use musttls_common::verdict::Hold;
 
 use super::Daemon;
-use super::recorder::at;
+use super::recorder::losses::at;
 use crate::config::AuditTarget;
 use crate::datapath::UnixProbe;
 use crate::servers;
