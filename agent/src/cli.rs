@@ -44,7 +44,7 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Say what this host lacks, what that costs and what to do; exit 1 if enforcement is impossible
+    /// Say what this host lacks, what that costs and what to do; exit 1 if enforcement is impossible, 77 if you may not look
     Doctor {
         /// How to show it.
         #[command(flatten)]

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 
+use crate::audit::sink::AuditSink;
 use crate::cli::{Command, ConfigCommand, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json};
 use crate::control::{self, Answer, NotRunning};
-use crate::{daemon, doctor, scan};
+use crate::{clock, daemon, doctor, scan};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -30,6 +30,10 @@ pub fn run(command: Command) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         Command::Doctor { output } => {
+            if let Err(error) = doctor::permitted() {
+                complain(&format!("error: {error}"));
+                return Ok(Exit::NotPermitted);
+            }
             let report = doctor::examine();
             if output.json {
                 print_json(&report)?;
@@ -65,11 +69,17 @@ fn start_logging() {
 }
 
 fn check(file: &Path) -> Result<Exit> {
-    let loaded = Config::load(file, Timestamp::now(), PastDates::Refuse)?;
+    let loaded = Config::load(file, clock::wall(), PastDates::Refuse)?;
     for warning in &loaded.warnings {
         complain(&format!("warning: {warning}"));
     }
     let config = loaded.config;
+    // No mistake of the file: it may be checked elsewhere, or as a user who may not write there.
+    if let Err(error) = AuditSink::examine(&config.audit) {
+        complain(&format!(
+            "warning: on this host and as this user, `musttls run` would not start: {error}"
+        ));
+    }
     print(&format!(
         "{}: good: {}, {} servers with settings of their own, {} exceptions\n",
         file.display(),

@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::error::Failed;
 use crate::status::Status;
 
 /// Version of the messages; both sides refuse another.
@@ -69,8 +70,12 @@ pub type Pending = (Command, oneshot::Sender<Answer>);
 /// Makes the socket at `path`: only its owner, root, may connect.
 pub fn bind(path: &Path) -> Result<UnixListener> {
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("create {}", directory.display()))?;
+        std::fs::create_dir_all(directory).with_context(|| {
+            Failed::new(
+                format!("create {} for the control socket", directory.display()),
+                "run as root, or set [control] socket to a path in a directory that exists",
+            )
+        })?;
     }
     // The lock says that no other agent runs, so what is there was left behind. Anything but a socket stays.
     let left_behind = std::fs::symlink_metadata(path)
@@ -79,9 +84,9 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
         std::fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
     }
     let listener = UnixListener::bind(path).with_context(|| {
-        format!(
-            "bind the control socket {}\n  help: set [control] socket to a path that is free",
-            path.display()
+        Failed::new(
+            format!("bind the control socket {}", path.display()),
+            "set [control] socket to a path that is free",
         )
     })?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
@@ -97,7 +102,12 @@ pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Pending>) {
                 tokio::spawn(converse(stream, commands.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "control socket");
+                tracing::warn!(
+                    %error,
+                    socket = ?listener.local_addr().ok(),
+                    help = "if too many files are open, raise LimitNOFILE= of the unit; it is tried again each second",
+                    "the control socket takes no connection: no answer to musttls status and reload"
+                );
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -169,12 +179,19 @@ pub struct NotRunning {
     cause: std::io::Error,
 }
 
+/// Who asks may not.
+const ROOT_ONLY: &str = "run it as root: nobody else may control the agent";
+
 /// Asks the agent at `path`.
 pub fn ask(path: &Path, command: Command) -> Result<Answer> {
-    let mut stream = StdUnixStream::connect(path).map_err(|cause| NotRunning {
-        path: path.display().to_string(),
-        cause,
-    })?;
+    let mut stream = match StdUnixStream::connect(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::PermissionDenied => {
+            let path = path.display().to_string();
+            return Err(NotRunning { path, cause }.into());
+        }
+        connected => connected
+            .with_context(|| Failed::new(format!("connect to {}", path.display()), ROOT_ONLY))?,
+    };
     stream
         .set_read_timeout(Some(Duration::from_mins(1)))
         .context("set a timeout")?;

@@ -11,10 +11,12 @@ use anyhow::{Context as _, Result};
 use musttls_common::session::Endpoints;
 use serde::Serialize;
 
-use crate::datapath::{Loaded, UnixProbe, cgroup};
+use crate::capability::{BPF, Capability, Effective, NET_ADMIN, PERFMON, SYS_PTRACE};
+use crate::datapath::unix_probe::{NoTracing, UnixProbe, lockdown};
+use crate::datapath::{Loaded, cgroup};
 use crate::refusal::destroy;
-use crate::refusal::socket::Process;
 use crate::servers;
+use crate::socket::Process;
 
 /// What was found.
 #[derive(Debug, Serialize)]
@@ -50,6 +52,8 @@ struct Feature {
     required: bool,
     cost: &'static str,
     remedy: &'static str,
+    /// Without these in effect the test fails, whatever else the host has.
+    needs: &'static [Capability],
     test: fn() -> Result<String>,
 }
 
@@ -59,6 +63,7 @@ const FEATURES: [Feature; 10] = [
         required: true,
         cost: "nothing can be judged: the gate hangs there",
         remedy: "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1); in a container, use the host's cgroup namespace",
+        needs: &[],
         test: cgroup_root,
     },
     Feature {
@@ -66,6 +71,7 @@ const FEATURES: [Feature; 10] = [
         required: true,
         cost: "nothing can be judged",
         remedy: "Linux 5.10 or later with CONFIG_CGROUP_BPF=y; RUST_LOG=debug musttls run shows what the verifier says",
+        needs: &[BPF, PERFMON],
         test: programs,
     },
     Feature {
@@ -73,27 +79,31 @@ const FEATURES: [Feature; 10] = [
         required: true,
         cost: "the gate's programs are not taken",
         remedy: "run as root, or add both capabilities to the unit (before Linux 5.8: CAP_SYS_ADMIN)",
-        test: bpf_capabilities,
+        needs: &[],
+        test: || in_effect(&[BPF, PERFMON]),
     },
     Feature {
         name: "CAP_NET_ADMIN",
         required: true,
         cost: "the gate cannot be attached, and no server can be released unharmed",
         remedy: "run as root, or add the capability to the unit",
-        test: || capability("CAP_NET_ADMIN", 12),
+        needs: &[],
+        test: || in_effect(&[NET_ADMIN]),
     },
     Feature {
         name: "CAP_SYS_PTRACE",
         required: false,
         cost: "the agent does not start where a server of another user runs",
         remedy: "run as root, or add the capability to the unit",
-        test: || capability("CAP_SYS_PTRACE", 19),
+        needs: &[],
+        test: || in_effect(&[SYS_PTRACE]),
     },
     Feature {
         name: "duplicating a socket (pidfd_getfd)",
         required: false,
         cost: "clients see a reset instead of error 3159, servers count a handshake error, listeners are covered by port only",
         remedy: "set kernel.yama.ptrace_scope to 2 or less; allow pidfd_getfd in seccomp filters and security modules",
+        needs: &[SYS_PTRACE],
         test: duplicate,
     },
     Feature {
@@ -101,6 +111,7 @@ const FEATURES: [Feature; 10] = [
         required: false,
         cost: "a refusal counts as a handshake error in the server (max_connect_errors)",
         remedy: "give the agent CAP_NET_ADMIN in the server's network namespace; a kernel with CONFIG_CHECKPOINT_RESTORE is not needed",
+        needs: &[NET_ADMIN],
         test: repair,
     },
     Feature {
@@ -108,13 +119,16 @@ const FEATURES: [Feature; 10] = [
         required: false,
         cost: "a server that does not let go of a refused session is shut down instead of reset",
         remedy: "a kernel with CONFIG_INET_DIAG_DESTROY=y, and the module tcp_diag",
+        needs: &[NET_ADMIN],
         test: sock_destroy,
     },
     Feature {
         name: "tracing of Unix connections (fentry)",
         required: false,
         cost: "sessions over Unix sockets are found by polling once a second: short ones are missed",
-        remedy: "Linux 5.11 or later (arm64: 6.4) with CONFIG_DEBUG_INFO_BTF=y, CAP_PERFMON, and tracing allowed: lockdown forbids it at confidentiality",
+        // The cause has its own, unless the test fails before.
+        remedy: "the gate's programs first: see the line about them",
+        needs: &[BPF, PERFMON],
         test: unix_probe,
     },
     Feature {
@@ -122,15 +136,49 @@ const FEATURES: [Feature; 10] = [
         required: false,
         cost: "where other programs fill it, the kernel refuses connections to protected listeners",
         remedy: "sysctl net.core.optmem_max=131072",
+        needs: &[],
         test: optmem,
     },
 ];
+
+/// Why this host cannot be examined by this process. Half of the answers would be about the process instead.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "musttls doctor needs root, or the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_PTRACE: user {uid} \
+     lacks {lacking}"
+)]
+pub struct NotPermitted {
+    uid: u32,
+    lacking: String,
+}
+
+/// Whether this process may look at all. Root may, also with less in effect: then that is the finding.
+pub fn permitted() -> Result<(), NotPermitted> {
+    // Where it cannot be read, the checks say so.
+    Effective::of_this_process().map_or(Ok(()), |effective| {
+        permit(rustix::process::geteuid(), effective)
+    })
+}
+
+fn permit(uid: rustix::process::Uid, effective: Effective) -> Result<(), NotPermitted> {
+    let lacking: Vec<&str> = effective
+        .lacking(&[BPF, PERFMON, NET_ADMIN, SYS_PTRACE])
+        .map(|capability| capability.name)
+        .collect();
+    if uid.is_root() || lacking.is_empty() {
+        return Ok(());
+    }
+    Err(NotPermitted {
+        uid: uid.as_raw(),
+        lacking: lacking.join(", "),
+    })
+}
 
 /// Examines this host.
 #[must_use]
 pub fn examine() -> Report {
     let checks: Vec<Check> = FEATURES.iter().map(check).collect();
-    let mut context = vec![lockdown(), yama()];
+    let mut context = vec![lockdown_state(), yama()];
     let can_enforce = checks.iter().all(|check| check.found || !check.required);
     let mut checks = checks;
     checks.append(&mut context);
@@ -145,9 +193,9 @@ pub fn examine() -> Report {
 }
 
 fn check(feature: &Feature) -> Check {
-    let (found, detail) = match (feature.test)() {
-        Ok(detail) => (true, detail),
-        Err(error) => (false, format!("{error:#}")),
+    let (found, detail, remedy) = match (feature.test)() {
+        Ok(detail) => (true, detail, ""),
+        Err(error) => (false, format!("{error:#}"), remedy(feature, &error)),
     };
     Check {
         name: feature.name,
@@ -155,8 +203,18 @@ fn check(feature: &Feature) -> Check {
         required: feature.required,
         detail,
         cost: if found { "" } else { feature.cost },
-        remedy: if found { "" } else { feature.remedy },
+        remedy,
     }
+}
+
+/// What to do about `error`: the capabilities come first, because without them no other answer is to be had.
+fn remedy(feature: &Feature, error: &anyhow::Error) -> &'static str {
+    if !feature.needs.is_empty() && in_effect(feature.needs).is_err() {
+        return "the capabilities first: see the line about them";
+    }
+    error
+        .downcast_ref::<NoTracing>()
+        .map_or(feature.remedy, NoTracing::remedy)
 }
 
 fn cgroup_root() -> Result<String> {
@@ -174,27 +232,16 @@ fn programs() -> Result<String> {
 fn unix_probe() -> Result<String> {
     match Loaded::new()?.unix_probe() {
         UnixProbe::Kernel => Ok("each connection is reported".to_owned()),
-        UnixProbe::Polling(why) => anyhow::bail!("{why}"),
+        UnixProbe::Polling(why) => Err(why.into()),
     }
 }
 
-/// `CAP_BPF` and `CAP_PERFMON`, or `CAP_SYS_ADMIN`, which stands for both. The verifier wants `CAP_PERFMON` for
-/// offsets that it knows only within bounds.
-fn bpf_capabilities() -> Result<String> {
-    let both = capability("CAP_BPF", 39).and_then(|_| capability("CAP_PERFMON", 38));
-    let instead = capability("CAP_SYS_ADMIN", 21);
-    if instead.is_ok() { instead } else { both }
-}
-
-/// Whether this process has a capability in effect (capabilities(7), proc(5) `CapEff`).
-fn capability(name: &str, number: u32) -> Result<String> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .context("find CapEff in /proc/self/status")?;
-    anyhow::ensure!(effective & (1 << number) != 0, "{name} is not in effect");
+fn in_effect(capabilities: &[Capability]) -> Result<String> {
+    let lacking: Vec<&str> = Effective::of_this_process()?
+        .lacking(capabilities)
+        .map(|capability| capability.name)
+        .collect();
+    anyhow::ensure!(lacking.is_empty(), "not in effect: {}", lacking.join(", "));
     Ok("in effect".to_owned())
 }
 
@@ -228,7 +275,7 @@ fn duplicate() -> Result<String> {
     let mine = Process::open(i32::try_from(std::process::id())?).context("pidfd_open")?;
     mine.duplicate(server.as_raw_fd())
         .context("pidfd_getfd of a socket of this process")?;
-    capability("CAP_SYS_PTRACE", 19)?;
+    in_effect(&[SYS_PTRACE])?;
     Ok("works with this process; no server runs that it could be tried with".to_owned())
 }
 
@@ -272,13 +319,8 @@ fn optmem() -> Result<String> {
 }
 
 /// Not a feature, but why some are missing.
-fn lockdown() -> Check {
-    let state = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    let active = state
-        .split(['[', ']'])
-        .nth(1)
-        .unwrap_or("not visible")
-        .to_owned();
+fn lockdown_state() -> Check {
+    let active = lockdown();
     let found = active != "confidentiality";
     Check {
         name: "kernel lockdown",
@@ -347,6 +389,41 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOTHING: &str = "CapEff:\t0000000000000000\n";
+    const ENOUGH: &str = "CapEff:\t000000c000081000\n";
+
+    #[test]
+    fn another_user_than_root_is_told_which_capabilities_are_lacking() {
+        use rustix::process::Uid;
+        let user = Uid::from_raw(1000);
+        let error = permit(user, Effective::parse(NOTHING).unwrap()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("needs root"), "{text}");
+        assert!(
+            text.contains("user 1000 lacks CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"),
+            "{text}"
+        );
+        assert!(!text.contains('\n'), "{text}");
+        permit(user, Effective::parse(ENOUGH).unwrap()).unwrap();
+        permit(Uid::ROOT, Effective::parse(NOTHING).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_cause_that_is_known_has_its_own_remedy() {
+        let tracing = FEATURES
+            .iter()
+            .find(|one| one.name.contains("fentry"))
+            .unwrap();
+        let no_tracing = NoTracing::of(&anyhow::anyhow!("load"));
+        let own = no_tracing.remedy();
+        let feature = Feature {
+            needs: &[],
+            ..*tracing
+        };
+        assert_eq!(remedy(&feature, &no_tracing.into()), own);
+        assert_eq!(remedy(&feature, &anyhow::anyhow!("load")), tracing.remedy);
+    }
 
     #[test]
     fn every_lack_has_a_cost_and_a_remedy() {

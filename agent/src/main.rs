@@ -7,14 +7,14 @@ use musttls::cli::Cli;
 use musttls::commands;
 use musttls::config::ConfigError;
 use musttls::console::complain;
-use musttls::daemon::exit_code;
+use musttls::error::{self, exit_code};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match commands::run(cli.command) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let text = format!("{error:#}");
+            let text = error::text(&error);
             // The errors of a configuration file are rendered whole.
             let text = if error.is::<ConfigError>() {
                 text

@@ -111,6 +111,11 @@ const DENY: Step = Step {
 };
 
 pub(crate) fn run(cache: &Cache, extent: Extent) -> Result<()> {
+    // Before all else, and not installed: which toolchain a person has is theirs to say.
+    toolchain::is_pinned().context(Failed {
+        step: "rustc",
+        remedy: toolchain::REMEDY,
+    })?;
     let deny = (extent == Extent::EverythingAndDeny).then_some(&DENY);
     let steps: Vec<_> = STEPS.iter().chain(deny).collect();
     if all_there(cache, &steps)? {
@@ -152,8 +157,13 @@ const fn failed(step: &Step) -> Failed {
     }
 }
 
+/// The user that runs this, by number.
+pub(crate) fn user() -> Result<u32> {
+    Ok(fs::metadata("/proc/self").context("read /proc/self")?.uid())
+}
+
 fn require_root() -> Result<()> {
-    let uid = fs::metadata("/proc/self").context("read /proc/self")?.uid();
+    let uid = user()?;
     if uid != 0 {
         let remedy =
             "run it as root: it installs packages, makes a chroot and loads kernel programs";

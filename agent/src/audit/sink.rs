@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, FileType, Mode, OFlags, access};
 use rustix::io::Errno;
 
 use crate::config::AuditTarget;
@@ -58,6 +58,16 @@ impl SinkError {
             Self::Full => "full",
             Self::Io => "io",
             Self::Other => "other",
+        }
+    }
+
+    const fn remedy(self) -> &'static str {
+        match self {
+            Self::NoSpace => "make space on its file system, or raise the quota",
+            Self::Closed => "start what reads the records again, then musttls",
+            Self::Full => "what reads the records must keep up, or set [audit] path to a file",
+            Self::Io => "look in the kernel's log (journalctl -k) for the device",
+            Self::Other => REMEDY_OTHER,
         }
     }
 
@@ -130,6 +140,14 @@ impl AuditSink {
             AuditTarget::File(path) => (Some(path.clone()), Output::File(open_file(path)?)),
         };
         Ok(Self::new(path, output))
+    }
+
+    /// Says what [`Self::open`] would, and opens and makes nothing: as this user, now.
+    pub fn examine(target: &AuditTarget) -> Result<(), OpenError> {
+        match target {
+            AuditTarget::Stdout => Ok(()),
+            AuditTarget::File(path) => examine_file(path).map_err(|errno| refused(errno, path)),
+        }
     }
 
     const fn new(path: Option<PathBuf>, output: Output) -> Self {
@@ -206,16 +224,21 @@ impl AuditSink {
     /// Opens the file again after it was moved away; on an error it goes on with the old one. An
     /// unfinished line is written whole to the new file and taken off the old one.
     pub fn reopen(&mut self) -> Result<(), OpenError> {
-        let Some(path) = &self.path else {
+        let Some(path) = self.path.clone() else {
             return Ok(());
         };
-        let new = open_file(path)?;
+        let new = open_file(&path)?;
         if self.finish_line().is_err()
             && let (Some((_, done)), Output::File(old)) = (&mut self.unfinished, &self.output)
         {
             match take_back(old, *done) {
                 Ok(()) => {}
-                Err(error) => tracing::warn!(%error, "the old audit file ends in a broken line"),
+                Err(error) => tracing::warn!(
+                    %error,
+                    path = %path.display(),
+                    help = BROKEN_LINE,
+                    "the audit file that was moved away ends in a broken line"
+                ),
             }
             *done = 0;
         }
@@ -284,6 +307,7 @@ impl AuditSink {
                 path = self.path.as_deref().map(|path| tracing::field::display(path.display())),
                 error = %io::Error::from(errno),
                 lost = self.stats.lost,
+                help = kind.remedy(),
                 "audit records are lost"
             );
         }
@@ -328,12 +352,46 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Resu
     }
 }
 
-fn open_file(path: &Path) -> Result<File, OpenError> {
-    let fail = |problem: String, remedy| OpenError {
+fn failed(path: &Path, problem: String, remedy: &'static str) -> OpenError {
+    OpenError {
         path: path.display().to_string(),
         problem,
         remedy,
+    }
+}
+
+fn refused(errno: Errno, path: &Path) -> OpenError {
+    failed(
+        path,
+        io::Error::from(errno).to_string(),
+        remedy(errno, path),
+    )
+}
+
+/// The error that opening the file would end with.
+fn examine_file(path: &Path) -> Result<(), Errno> {
+    let found = match rustix::fs::lstat(path) {
+        Ok(found) => FileType::from_raw_mode(found.st_mode),
+        Err(Errno::NOENT) => {
+            let directory = path.parent().unwrap_or(path);
+            return access(directory, Access::WRITE_OK | Access::EXEC_OK);
+        }
+        Err(errno) => return Err(errno),
     };
+    match found {
+        FileType::Symlink => Err(Errno::LOOP),
+        FileType::Directory => Err(Errno::ISDIR),
+        FileType::RegularFile | FileType::CharacterDevice => {
+            access(path, Access::READ_OK | Access::WRITE_OK)
+        }
+        FileType::Fifo | FileType::Socket | FileType::BlockDevice | FileType::Unknown => {
+            Err(Errno::NXIO)
+        }
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, OpenError> {
+    let fail = |problem, remedy| failed(path, problem, remedy);
     // O_NOFOLLOW: a link put there by another must not lead records (written as root) elsewhere.
     // O_NONBLOCK: opening a FIFO must not wait.
     let flags = OFlags::RDWR
@@ -346,7 +404,7 @@ fn open_file(path: &Path) -> Result<File, OpenError> {
     let existed = path.symlink_metadata().is_ok();
     let mut file = rustix::fs::open(path, flags, Mode::from_raw_mode(FILE_MODE))
         .map(File::from)
-        .map_err(|errno| fail(io::Error::from(errno).to_string(), remedy(errno, path)))?;
+        .map_err(|errno| refused(errno, path))?;
     let metadata = file
         .metadata()
         .map_err(|error| fail(error.to_string(), REMEDY_OTHER))?;
@@ -363,11 +421,12 @@ fn open_file(path: &Path) -> Result<File, OpenError> {
             file.set_permissions(Permissions::from_mode(FILE_MODE))
                 .map_err(|error| fail(error.to_string(), REMEDY_OTHER))?;
         }
-        end_last_line(&mut file);
+        end_last_line(&mut file, path);
     }
     Ok(file)
 }
 
+const BROKEN_LINE: &str = "take its last line out before a program reads it";
 const REMEDY_OTHER: &str = "check the file system it is on, or set [audit] path";
 
 fn remedy(errno: Errno, path: &Path) -> &'static str {
@@ -375,25 +434,36 @@ fn remedy(errno: Errno, path: &Path) -> &'static str {
         Errno::NOENT if !path.parent().is_some_and(Path::is_dir) => {
             "create its directory (mode 0750, owned by the user musttls runs as), or set [audit] path"
         }
+        Errno::NOTDIR => "what it names as a directory is a file: set [audit] path",
         Errno::LOOP => "it is a symbolic link: name the file it leads to",
         Errno::ISDIR => "it is a directory: name a file in it",
         Errno::ACCESS | Errno::PERM | Errno::ROFS => {
             "let the user musttls runs as write there (ReadWritePaths= in the unit), or set [audit] path"
         }
-        Errno::NXIO => "it is a pipe or a socket: name a file, or \"-\" for standard output",
+        Errno::NXIO => {
+            "it is a pipe, a socket or a disk: name a file, or \"-\" for standard output"
+        }
         _ => REMEDY_OTHER,
     }
 }
 
 /// Ends a line that an earlier process, or a host that lost power, left unfinished.
-fn end_last_line(file: &mut File) {
+fn end_last_line(file: &mut File, path: &Path) {
     let mut last = [b'\n'];
     let read = file
         .seek(SeekFrom::End(-1))
         .and_then(|_| file.read_exact(&mut last));
     // An empty file has no last byte. Where the newline cannot be written, neither can the next record.
-    if read.is_ok() && last != [b'\n'] && rustix::io::write(&*file, b"\n").is_err() {
-        tracing::warn!("the audit file ends in a broken line");
+    if read.is_ok()
+        && last != [b'\n']
+        && let Err(errno) = rustix::io::write(&*file, b"\n")
+    {
+        tracing::warn!(
+            error = %io::Error::from(errno),
+            path = %path.display(),
+            help = BROKEN_LINE,
+            "the audit file ends in a broken line"
+        );
     }
 }
 

@@ -365,15 +365,21 @@ fn a_broken_last_line_of_an_earlier_process_is_ended() {
 fn what_cannot_be_opened_is_told_with_a_remedy() {
     let directory = tempfile::tempdir().unwrap();
     let open = |path: PathBuf| {
-        AuditSink::open(&AuditTarget::File(path))
-            .unwrap_err()
-            .to_string()
+        let target = AuditTarget::File(path);
+        let error = AuditSink::open(&target).unwrap_err().to_string();
+        // What only looks says the same; of a pipe, opening says it in other words.
+        let foreseen = AuditSink::examine(&target).unwrap_err().to_string();
+        assert!(foreseen == error || error.contains("regular"), "{foreseen}");
+        error
     };
     let missing = open(directory.path().join("none/audit.jsonl"));
     assert!(
         missing.contains("No such file") && missing.contains("create its directory"),
         "{missing}"
     );
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(open(file.join("audit.jsonl")).contains("is a file"));
     let link = directory.path().join("link");
     symlink("/dev/null", &link).unwrap();
     assert!(open(link).contains("symbolic link"));
@@ -387,6 +393,17 @@ fn what_cannot_be_opened_is_told_with_a_remedy() {
             .success()
     );
     assert!(open(fifo).contains("not a regular file"));
+}
+
+#[test]
+fn looking_whether_a_file_could_be_opened_makes_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    AuditSink::examine(&AuditTarget::File(path.clone())).unwrap();
+    assert!(!path.exists());
+    fs::write(&path, "").unwrap();
+    AuditSink::examine(&AuditTarget::File(path)).unwrap();
+    AuditSink::examine(&AuditTarget::Stdout).unwrap();
 }
 
 #[test]
@@ -404,17 +421,34 @@ fn a_full_disk_loses_records_and_counts_them() {
     assert_eq!(log.sequence(), 3);
 }
 
+/// A file system of 16 KiB, also taken off when the test fails.
+struct SmallDisk<'p>(&'p Path);
+
+impl<'p> SmallDisk<'p> {
+    fn mount(at: &'p Path) -> Self {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16k", "musttls-test"])
+            .arg(at)
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg(self.0).status();
+        assert!(done.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
 #[test]
 #[ignore = "needs root: mounts a small tmpfs"]
 fn a_disk_that_was_full_leaves_only_whole_lines_and_a_loss_record() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=16k", "musttls-test"])
-        .arg(disk)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
+    let mount = SmallDisk::mount(directory.path());
+    let disk = mount.0;
     let path = disk.join("audit.jsonl");
     let mut log = log(&path);
     let now = Instant::now();
@@ -432,8 +466,6 @@ fn a_disk_that_was_full_leaves_only_whole_lines_and_a_loss_record() {
     fs::remove_file(&old).unwrap();
     log.session(&plaintext(Outcome::Denied), now).unwrap();
     let new = records(&path);
-    drop(log);
-    assert!(Command::new("umount").arg(disk).status().unwrap().success());
 
     assert!(lost > 10 && !whole.ends_with('\n'), "{lost} lost");
     assert!(taken_back.ends_with('\n') && whole.starts_with(&taken_back));

@@ -23,7 +23,8 @@ use super::{
     REQUIRE_TLS, ServerConfig,
 };
 
-const ROOT_KEYS: &[&str] = &["mode", "server", "exception", "audit", "metrics", "control"];
+pub(super) const ROOT_KEYS: &[&str] =
+    &["mode", "server", "exception", "audit", "metrics", "control"];
 const SERVER_KEYS: &[&str] = &["name", "ports", "mode"];
 const EXCEPTION_KEYS: &[&str] = &[
     "name", "source", "user", "server", "expires", "owner", "reason",
@@ -409,8 +410,10 @@ impl Decoder<'_> {
                     self.wrong(value.span(), message, "in the past", help);
                 }
                 PastDates::Warn => {
-                    self.warnings
-                        .push((value.span().start, format!("{message}; it is not applied")));
+                    let warning = format!(
+                        "{message}; it is not applied: remove it, or agree on a later date with its owner"
+                    );
+                    self.warnings.push((value.span().start, warning));
                 }
             }
         }

@@ -185,6 +185,47 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
 }
 
 #[test]
+fn a_key_of_the_file_that_stands_behind_a_section_is_sent_to_the_top() {
+    const TITLE: &str = "error: `mode` belongs at the top of the file, before the first [section]";
+    for section in ["[audit]", "[metrics]", "[control]"] {
+        assert_says(
+            &report(&format!("# a comment\n{section}\n  mode = \"enforce\"\n")),
+            &[
+                TITLE,
+                "/etc/musttls/musttls.toml:3:3",
+                "^^^^",
+                &format!("here it is a key of {section}"),
+                "1 error,",
+            ],
+        );
+    }
+    assert_says(
+        &exception_report("mode = \"enforce\""),
+        &[TITLE, ":7:1", "here it is a key of this exception"],
+    );
+    assert_says(
+        &report("[metrics]\naudit = { path = \"-\" }\n"),
+        &[
+            ":2:1",
+            "`audit` does not belong in [metrics]",
+            "write [audit]",
+        ],
+    );
+    assert_says(
+        &report("[audit]\n[[audit.server]]\nname = \"a\"\n"),
+        &["`server` does not belong in [audit]", "write [[server]]"],
+    );
+}
+
+#[test]
+fn each_key_of_the_file_is_known_by_the_name_of_its_place() {
+    for key in decode::ROOT_KEYS {
+        let report = report(&format!("[metrics]\n{key} = 1\n"));
+        assert!(!report.contains("unknown key"), "{report}");
+    }
+}
+
+#[test]
 fn all_mistakes_are_told_in_the_order_of_the_file() {
     let report = report(
         "mode = \"enforced\"\n[[server]]\nname = 1\nports = [0]\n[metrics]\nlisten = \"x\"\n",
@@ -394,7 +435,9 @@ fn a_past_date_is_refused_by_a_check_and_a_warning_at_the_start() {
     let loaded = Config::parse(Path::new("f.toml"), &text, now(), PastDates::Warn).unwrap();
     assert_eq!(
         loaded.warnings,
-        ["f.toml:6:11: exception `a` ended on 2026-11-22T00:00:00Z; it is not applied"]
+        [
+            "f.toml:6:11: exception `a` ended on 2026-11-22T00:00:00Z; it is not applied: remove it, or agree on a later date with its owner"
+        ]
     );
     assert!(!loaded.config.exceptions[0].expires.holds(now()));
 }

@@ -174,14 +174,14 @@ impl Decoder<'_> {
             if known.contains(&name) {
                 continue;
             }
-            self.problems.push(|| Problem {
-                at: key.span(),
-                title: format!("unknown key `{}`", shown(name)),
-                label: String::new(),
-                help: similar(name, known).map_or_else(
-                    || format!("the keys of {} are {}", section.what, known.join(", ")),
-                    |similar| format!("did you mean `{similar}`?"),
-                ),
+            self.problems.push(|| {
+                let (title, help) = unknown(name, section.what, known);
+                Problem {
+                    at: key.span(),
+                    title,
+                    label: String::new(),
+                    help,
+                }
             });
         }
     }
@@ -222,5 +222,31 @@ impl Decoder<'_> {
             help: "the file must be TOML (https://toml.io); packaging/musttls.toml is an example"
                 .to_owned(),
         });
+    }
+}
+
+/// What is wrong with a key that `what` does not have, and what to do. A key of the file itself is one that
+/// stands too low: TOML gives every line behind a `[section]` to that section.
+fn unknown(name: &str, what: &str, known: &[&str]) -> (String, String) {
+    match name {
+        "mode" => (
+            "`mode` belongs at the top of the file, before the first [section]".to_owned(),
+            format!("move it up: here it is a key of {what}"),
+        ),
+        "server" | "exception" => (
+            format!("`{name}` does not belong in {what}"),
+            format!("write [[{name}]], with two brackets, on a line of its own, above its keys"),
+        ),
+        "audit" | "metrics" | "control" => (
+            format!("`{name}` does not belong in {what}"),
+            format!("write [{name}] on a line of its own, above its keys"),
+        ),
+        _ => (
+            format!("unknown key `{}`", shown(name)),
+            similar(name, known).map_or_else(
+                || format!("the keys of {what} are {}", known.join(", ")),
+                |similar| format!("did you mean `{similar}`?"),
+            ),
+        ),
     }
 }

@@ -8,8 +8,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::error::Failed;
+
 /// Where the lock is, whatever the configuration says: two agents with two configurations are two agents.
 pub const PATH: &str = "/run/musttls/agent.lock";
+
+const RIGHTS: &str = "run as root, or let the user musttls runs as write there";
 
 /// Held as long as the agent runs; the kernel lets go of it when the process ends.
 #[derive(Debug)]
@@ -18,7 +22,8 @@ pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
 /// Takes the lock, or names the agent that has it.
 pub fn take(path: &Path) -> Result<Lock> {
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(directory)
+            .with_context(|| Failed::new(format!("create {}", directory.display()), RIGHTS))?;
     }
     let mut file = OpenOptions::new()
         .read(true)
@@ -27,7 +32,7 @@ pub fn take(path: &Path) -> Result<Lock> {
         .truncate(false)
         .mode(0o644)
         .open(path)
-        .with_context(|| format!("open {}", path.display()))?;
+        .with_context(|| Failed::new(format!("open {}", path.display()), RIGHTS))?;
     if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
         if error != rustix::io::Errno::WOULDBLOCK {
             return Err(error).with_context(|| format!("lock {}", path.display()));

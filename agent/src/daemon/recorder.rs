@@ -1,18 +1,20 @@
 //! Turns what happened into audit records, metrics and counts.
 
+pub(super) mod losses;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
-use musttls_common::counter::{self, Global};
 use musttls_common::event::{Event, Kind};
 use musttls_common::policy::NO_RULE;
-use musttls_common::verdict::{Hold, Mode, Reason};
+use musttls_common::verdict::{Mode, Reason};
 
-use super::{now, target, wall_clock_ms};
 use crate::audit::AuditLog;
-use crate::audit::record::{Endpoints, Loss, Outcome, Refusal, Session, Transport, UnixPeer};
+use crate::audit::record::{Endpoints, Outcome, Refusal, Session, Transport, UnixPeer};
+use crate::clock;
 use crate::config::Config;
 use crate::datapath::{Extra, Record};
 use crate::login::{LoginDetails, printable};
@@ -20,7 +22,6 @@ use crate::metrics::Metrics;
 use crate::refusal::Refused;
 use crate::servers::unix::{UnixSession, program};
 use crate::servers::{Registry, Server};
-use crate::status::{self, Status};
 
 /// How many former policies are kept to name the rules of sessions that they judged.
 const FORMER_POLICIES: usize = 16;
@@ -96,7 +97,11 @@ impl Recorder {
                 uid: peer.uid,
                 program: program(pid).or_else(|| Some(printable(comm).0)),
             };
-            return self.unix_of(&server, &session, wall_clock_ms(record.event.ktime_ns));
+            return self.unix_of(
+                &server,
+                &session,
+                clock::wall_ms_of_ktime(record.event.ktime_ns),
+            );
         }
         let outcome = match Kind::from_u8(record.event.kind) {
             Some(Kind::Secure) => Outcome::Allowed,
@@ -162,7 +167,7 @@ impl Recorder {
             judged => judged,
         };
         let session = Session {
-            time_ms: wall_clock_ms(event.ktime_ns),
+            time_ms: clock::wall_ms_of_ktime(event.ktime_ns),
             transport,
             outcome,
             reason: Reason::from_u8(event.reason),
@@ -195,7 +200,7 @@ impl Recorder {
         else {
             return;
         };
-        self.unix_of(server, session, jiff::Timestamp::now().as_millisecond());
+        self.unix_of(server, session, clock::wall_ms());
     }
 
     fn unix_of(&mut self, server: &Server, session: &UnixSession, time_ms: i64) {
@@ -237,139 +242,29 @@ impl Recorder {
 
     fn write(audit: &mut AuditLog, metrics: &Metrics, session: &Session<'_>) {
         metrics.session(session);
-        if let Err(error) = audit.session(session, now()) {
+        if let Err(error) = audit.session(session, Instant::now()) {
             // Counted and reported by the sink.
             tracing::trace!(error = error.as_str(), "audit record lost");
         }
-    }
-
-    /// A record of the gate could not be read.
-    pub(super) fn unreadable(&mut self, error: &std::io::Error) {
-        self.unreadable += 1;
-        self.metrics.event_unreadable();
-        tracing::error!(%error, "a record of the gate cannot be read");
     }
 
     /// Opens the audit file again.
     pub(super) fn reopen(&mut self) {
         match self.audit.reopen() {
             Ok(()) => tracing::info!("the audit file is opened again"),
-            Err(error) => tracing::error!("{error}"),
+            Err(error) => tracing::error!("records go on into the old audit file: {error}"),
         }
     }
 
-    /// Records what was lost since the last time, and brings the audit log up to date.
-    pub(super) fn settle(&mut self, totals: &[u64]) {
-        let time_ms = jiff::Timestamp::now().as_millisecond();
-        for (reason, total) in self.losses(totals) {
-            let told = self.told.entry(reason).or_default();
-            let lost = total.saturating_sub(*told);
-            if lost == 0 {
-                continue;
-            }
-            tracing::error!(lost, reason, "records are lost");
-            if self
-                .audit
-                .loss(
-                    &Loss {
-                        time_ms,
-                        lost,
-                        reason,
-                    },
-                    now(),
-                )
-                .is_ok()
-            {
-                *told = total;
-            }
-        }
-        if let Err(error) = self.audit.settle(time_ms, now()) {
-            tracing::trace!(error = error.as_str(), "audit log");
-        }
-        self.metrics
-            .set_audit(self.audit.sink_name(), self.audit.stats());
+    /// Refusals by how they ended.
+    pub(super) const fn refusals(&self) -> &BTreeMap<&'static str, u64> {
+        &self.refusals
     }
 
-    fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 4] {
-        let total = |global: Global| at(totals, global as u32);
-        [
-            ("denials_ring_full", total(Global::LostDenials)),
-            ("sessions_ring_full", total(Global::LostSessions)),
-            ("reports_full", self.lost_reports.load(Ordering::Relaxed)),
-            ("parse", self.unreadable),
-        ]
+    /// The audit log.
+    pub(super) const fn audit(&self) -> &AuditLog {
+        &self.audit
     }
-
-    /// The part of the status that is known here; the rest is empty.
-    pub(super) fn status(&self, config: &Config, totals: &[u64]) -> Status {
-        let count = u16::try_from(config.servers.len()).unwrap_or(u16::MAX);
-        let sessions = (0..=count).map(|server| {
-            let outcomes = counter::Outcome::ALL.into_iter().map(|outcome| {
-                (
-                    outcome.as_str().to_owned(),
-                    at(totals, counter::outcome(server, outcome)),
-                )
-            });
-            (config.server_name(server).to_owned(), outcomes.collect())
-        });
-        let mut lost: BTreeMap<String, u64> = self
-            .losses(totals)
-            .into_iter()
-            .map(|(reason, n)| (reason.to_owned(), n))
-            .collect();
-        lost.insert(
-            "held_map_full".to_owned(),
-            at(totals, Global::HeldFull as u32),
-        );
-        lost.insert(
-            "listener_unrecorded".to_owned(),
-            at(totals, Global::ListenerFull as u32),
-        );
-        Status {
-            version: String::new(),
-            pid: 0,
-            started_ms: 0,
-            policy: status::Policy {
-                name: String::new(),
-                version: 0,
-                mode: String::new(),
-                exceptions: 0,
-                rejected: None,
-            },
-            coverage: status::Coverage {
-                listeners: 0,
-                covered: 0,
-                unix_sessions: String::new(),
-                errors: Vec::new(),
-            },
-            servers: Vec::new(),
-            sessions: sessions.collect(),
-            refusals: self
-                .refusals
-                .iter()
-                .map(|(name, n)| ((*name).to_owned(), *n))
-                .collect(),
-            held_segments: Hold::ALL
-                .into_iter()
-                .map(|hold| (hold.as_str().to_owned(), at(totals, counter::hold(hold))))
-                .collect(),
-            lost_events: lost,
-            audit: status::Audit {
-                target: target(&config.audit),
-                written: self.audit.stats().written,
-                lost: self.audit.stats().lost,
-                sequence: self.audit.sequence(),
-            },
-        }
-    }
-}
-
-fn at(totals: &[u64], index: u32) -> u64 {
-    usize::try_from(index)
-        .ok()
-        .and_then(|index| totals.get(index))
-        .copied()
-        .unwrap_or(0)
 }
 
 fn endpoints(event: &Event) -> Endpoints {

@@ -4,9 +4,11 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use rustix::fs::{Mode, OFlags, fstat, open, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use crate::error::Failed;
 
 /// Inode number of the root of each cgroup hierarchy (kernfs gives the first number to its root).
 const ROOT_INODE: u64 = 1;
@@ -37,16 +39,21 @@ pub fn open_root() -> Result<Root> {
             });
         }
     }
-    let fd = open_unmounted().context(
-        "this host has no cgroup v2 hierarchy that could be opened\n  \
-         help: musttls attaches to the root of cgroup v2, alone or beside v1 (hybrid); boot without \
-         `cgroup_no_v1`-only settings or `systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1`",
-    )?;
+    let fd = open_unmounted().with_context(|| {
+        Failed::new(
+            "open the root of cgroup v2: mounted nowhere, and not to be opened without a mount",
+            "mount it (mount -t cgroup2 none /sys/fs/cgroup/unified), or boot without \
+             systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+        )
+    })?;
     if !is_root(&fd) {
-        bail!(
-            "the agent is in a cgroup namespace of its own: it cannot reach the root of cgroup v2\n  \
-             help: run it on the host, or in a container with the host's cgroup namespace (--cgroupns=host)"
-        );
+        return Err(anyhow!("the inode number of what is seen as the root is not {ROOT_INODE}"))
+            .with_context(|| {
+                Failed::new(
+                    "reach the root of cgroup v2: the agent is in a cgroup namespace of its own",
+                    "run it on the host, or in a container with the host's cgroup namespace (--cgroupns=host)",
+                )
+            });
     }
     Ok(Root { fd, path: None })
 }

@@ -3,6 +3,7 @@
 pub mod cgroup;
 mod maps;
 mod tables;
+pub mod unix_probe;
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
@@ -19,6 +20,7 @@ use tokio::io::unix::AsyncFd;
 
 pub use maps::{Counters, Held, Listeners};
 pub use tables::PolicyTables;
+pub use unix_probe::{NoTracing, UnixProbe};
 
 /// The gate's object, built from `ebpf/` by the build script.
 static GATE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/musttls-ebpf"));
@@ -26,15 +28,6 @@ static GATE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/must
 /// The kernel function that `on_unix_connect` hooks. Its arguments are the same since Linux 3.x:
 /// `(sock, other, newsk)`.
 pub const UNIX_CONNECT: &str = "security_unix_stream_connect";
-
-/// Whether Unix sessions are reported by the kernel, or why not.
-#[derive(Clone, Debug)]
-pub enum UnixProbe {
-    /// As they happen.
-    Kernel,
-    /// Not by the kernel, for this reason: they are found by polling.
-    Polling(String),
-}
 
 /// The programs and their links: dropping it takes the gate off.
 pub struct Gate(#[expect(dead_code, reason = "keeps the programs attached")] Ebpf);
@@ -163,7 +156,7 @@ fn link(gate: &mut Ebpf, map: &str, index: u32, name: &str) -> Result<()> {
 fn attached(result: Result<()>) -> UnixProbe {
     match result {
         Ok(()) => UnixProbe::Kernel,
-        Err(error) => UnixProbe::Polling(format!("{error:#}")),
+        Err(error) => UnixProbe::Polling(NoTracing::of(&error)),
     }
 }
 
@@ -187,10 +180,7 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
         ProgramError::LoadError { io_error, .. } => anyhow::Error::from(io_error),
         other => anyhow::Error::from(other),
     };
-    error.context(format!(
-        "load the gate's program {name} (musttls doctor says what this host lacks; RUST_LOG=debug shows \
-         the verifier's log)"
-    ))
+    error.context(format!("load the gate's program {name}"))
 }
 
 fn program<'a, P>(gate: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -18,7 +18,6 @@
 pub mod destroy;
 mod locate;
 pub mod packet;
-pub mod socket;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -31,13 +30,13 @@ use musttls_common::event::{Event, Kind};
 use musttls_common::session::ListenerClass;
 use musttls_common::verdict::Reason;
 use rustix::event::epoll;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::datapath::{Extra, Held, Record, Ring};
 use crate::servers::Registry;
+use crate::socket::Socket;
 use locate::Locator;
-use socket::Socket;
 
 /// How long a server may take to let go of a session that it was told to end, before it is reset. It needs well
 /// below 1 ms; one that is short of CPU gets time, because a reset would count as a handshake error.
@@ -147,8 +146,15 @@ struct Notified {
     /// What to put into the server's receive queue.
     landing: Option<Vec<u8>>,
     told_after: Option<Duration>,
-    pid: i32,
+    place: Place,
     land_at: Instant,
+}
+
+/// Where a session's socket is: the server's process, and the number of its descriptor there.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    pid: i32,
+    fd: i32,
 }
 
 /// A session that the server has been told to end. Its socket is not kept: the server's close must be the
@@ -157,7 +163,7 @@ struct Landing {
     record: Record,
     outcome: Outcome,
     told_after: Option<Duration>,
-    pid: i32,
+    place: Place,
     deadline: Instant,
 }
 
@@ -304,9 +310,9 @@ impl Engine {
             cookies.retain(|cookie| self.waiting.contains_key(cookie));
             match self.find(pid, &cookies) {
                 Ok(found) => {
-                    for (cookie, socket) in found {
+                    for (cookie, (fd, socket)) in found {
                         if let Some(waiting) = self.waiting.remove(&cookie) {
-                            self.refuse(waiting.record, socket, pid);
+                            self.refuse(waiting.record, socket, Place { pid, fd });
                         }
                     }
                 }
@@ -333,7 +339,7 @@ impl Engine {
         }
     }
 
-    fn find(&mut self, pid: i32, cookies: &[u64]) -> io::Result<Vec<(u64, Socket)>> {
+    fn find(&mut self, pid: i32, cookies: &[u64]) -> io::Result<Vec<(u64, (i32, Socket))>> {
         let locator = match self.locators.entry(pid) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Locator::open(pid)?),
@@ -358,7 +364,8 @@ impl Engine {
     }
 
     /// Refuses a session whose socket is at hand.
-    fn refuse(&mut self, record: Record, socket: Socket, pid: i32) {
+    fn refuse(&mut self, record: Record, socket: Socket, place: Place) {
+        let Place { pid, .. } = place;
         let event = record.event;
         let state = match socket.tcp_state() {
             Ok(state) if state.established => state,
@@ -383,7 +390,7 @@ impl Engine {
                 packet::refusal(sequence_id.max(1), event.flags_high, event.mariadb != 0)
             };
             match socket.send_now(&bytes) {
-                Ok(()) => told_after = Some(since(event.ktime_ns)),
+                Ok(()) => told_after = Some(clock::since_ktime(event.ktime_ns)),
                 Err(error) => tracing::debug!(%error, pid, "the ERR packet was not sent"),
             }
         }
@@ -400,7 +407,7 @@ impl Engine {
             socket,
             landing,
             told_after,
-            pid,
+            place,
             land_at,
         };
         self.told.insert(event.cookie, told);
@@ -428,9 +435,10 @@ impl Engine {
             socket,
             landing,
             told_after,
-            pid,
+            place,
             ..
         } = told;
+        let pid = place.pid;
         let landed = landing.is_some_and(|bytes| {
             let landed = socket.inject(&bytes).and_then(|()| socket.end_reading());
             if let Err(error) = &landed {
@@ -454,7 +462,7 @@ impl Engine {
             record,
             outcome,
             told_after,
-            pid,
+            place,
             deadline,
         };
         self.landing.insert(landing.record.event.cookie, landing);
@@ -467,9 +475,10 @@ impl Engine {
                 record,
                 outcome,
                 told_after,
-                pid,
+                place,
                 ..
             } = landing;
+            self.given_back(place);
             let after = Duration::from_nanos(event.ktime_ns.saturating_sub(record.event.ktime_ns));
             let released_after = Some(after);
             self.refused(Refused {
@@ -477,12 +486,24 @@ impl Engine {
                 outcome,
                 told_after,
                 released_after,
-                pid: Some(pid),
+                pid: Some(place.pid),
             });
         } else if let Some(told) = self.told.remove(&event.cookie) {
-            self.done(told.record, Outcome::Gone, told.told_after, Some(told.pid));
+            self.given_back(told.place);
+            self.done(
+                told.record,
+                Outcome::Gone,
+                told.told_after,
+                Some(told.place.pid),
+            );
         } else if let Some(waiting) = self.waiting.remove(&event.cookie) {
             self.done(waiting.record, Outcome::Gone, None, None);
+        }
+    }
+
+    fn given_back(&mut self, place: Place) {
+        if let Some(locator) = self.locators.get_mut(&place.pid) {
+            locator.given_back(place.fd);
         }
     }
 
@@ -503,7 +524,7 @@ impl Engine {
                 record,
                 outcome,
                 told_after,
-                pid,
+                place: Place { pid, .. },
                 ..
             } = landing;
             if let Err(error) = destroy::destroy(&record.event.endpoints, cookie) {
@@ -527,7 +548,7 @@ impl Engine {
     /// Ends a session that the server holds on to and the kernel does not reset.
     fn end(&mut self, pid: i32, cookie: u64, failure: &io::Error) {
         let found = self.find(pid, &[cookie]).unwrap_or_default();
-        for (_, socket) in found {
+        for (_, (_, socket)) in found {
             if let Err(error) = socket.end() {
                 tracing::debug!(%error, %failure, pid, "end of a refused session");
             }
@@ -568,7 +589,8 @@ impl Engine {
         told_after: Option<Duration>,
         pid: Option<i32>,
     ) {
-        let released = (outcome == Outcome::Destroyed).then(|| since(record.event.ktime_ns));
+        let released =
+            (outcome == Outcome::Destroyed).then(|| clock::since_ktime(record.event.ktime_ns));
         self.refused(Refused {
             record,
             outcome,
@@ -629,12 +651,4 @@ impl Waiting {
 
 const fn is_x(event: &Event) -> bool {
     event.class == ListenerClass::X as u8
-}
-
-/// How long ago `ktime_ns` (`CLOCK_MONOTONIC`) was.
-fn since(ktime_ns: u64) -> Duration {
-    let now = clock_gettime(ClockId::Monotonic);
-    let now = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000
-        + u64::try_from(now.tv_nsec).unwrap_or(0);
-    Duration::from_nanos(now.saturating_sub(ktime_ns))
 }

@@ -9,7 +9,7 @@ use musttls_common::session::{Listener as Tag, ListenerClass};
 use super::{Listener, Server};
 use crate::config::Config;
 use crate::datapath::Listeners;
-use crate::refusal::socket::{Process, Socket};
+use crate::socket::{Process, Socket};
 
 /// Tags listeners, and remembers which.
 pub struct Tagger {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use procfs::process::Process as ProcProcess;
 
 use super::Server;
-use crate::refusal::socket::Process;
+use crate::socket::Process;
 
 /// A session over a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The measurements of DESIGN.md, "Numbers to reach": each beside its peer, in one run.
+//! The measurements: what musttls costs, each beside its peer and its goal, in one run.
 //!
 //! | module | content |
 //! |---|---|

@@ -61,7 +61,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A measurement with a goal of DESIGN.md.
+    /// A measurement with a goal: what musttls may cost.
     pub(crate) fn new(
         what: impl Into<String>,
         measured: String,

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: every number of DESIGN.md beside its peer, in one run.
+//! `cargo xtask bench`: what musttls costs, each number beside its peer and its goal, in one run.
 //!
 //! It prints Markdown, and JSON to a file if asked; it asserts nothing: a number that misses its goal is
 //! a line that says so.

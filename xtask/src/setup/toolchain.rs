@@ -4,12 +4,18 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::apt::PrivateApt;
 use crate::cache::{self, Cache};
 use crate::cmd::Cmd;
 
+/// The rustc that everything is built with (ADR 0004). There is no `rust-toolchain.toml`, which would name it as
+/// rustup does: where it has another name, or rustup is missing, that file would start a download or fail.
+const RUSTC: &str = "1.95.0";
+/// How to get [`RUSTC`].
+pub(crate) const REMEDY: &str = "rustup toolchain install 1.95.0 --profile minimal --component clippy,rustfmt, \
+     then cargo +1.95.0 xtask ...; without rustup, put the rustc and cargo of that release first in PATH";
 /// The last series whose default feature links with the LLVM 22 inside rustc 1.95.
 const BPF_LINKER: &str = "0.10.3";
 const CARGO_DENY: &str = "0.20.2";
@@ -19,6 +25,20 @@ const RUST_SUITES: &[&str] = &["trixie-backports", "sid"];
 
 /// Rustup waits for minutes where its server cannot be reached.
 const RUSTUP_SECONDS: &str = "120";
+
+/// Fails for another rustc than the pinned one: its LLVM may be too new for the linker, which says so only at
+/// the end of a build, and not in these words.
+pub(crate) fn is_pinned() -> Result<()> {
+    is_release(&release()?)
+}
+
+fn is_release(release: &str) -> Result<()> {
+    ensure!(
+        release == RUSTC,
+        "this is rustc {release}, and musttls is built with rustc {RUSTC}"
+    );
+    Ok(())
+}
 
 pub(crate) fn has_rust_src(cache: &Cache) -> Result<bool> {
     let sources = sources_in_sysroot()?;
@@ -131,4 +151,26 @@ fn cargo_install(name: &str, version: &str) -> Result<()> {
     Cmd::cargo()?
         .args(["install", name, "--version", version, "--locked", "--force"])
         .quiet()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pinned_rustc_is_taken() {
+        is_release(RUSTC).unwrap();
+        for other in ["1.94.1", "1.95.1", "1.96.0", "1.95.0-nightly"] {
+            let error = is_release(other).unwrap_err().to_string();
+            assert!(error.contains(other) && error.contains(RUSTC), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_names_the_pinned_rustc() {
+        assert!(REMEDY.contains(RUSTC));
+        let manifest = fs::read_to_string(cache::repository().unwrap().join("Cargo.toml")).unwrap();
+        let (series, _) = RUSTC.rsplit_once('.').unwrap();
+        assert!(manifest.contains(&format!("rust-version = \"{series}\"")));
+    }
 }

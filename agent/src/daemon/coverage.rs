@@ -1,0 +1,122 @@
+//! Which servers there are, and whether each of their listeners is covered.
+
+use super::Daemon;
+use super::events::notify;
+use crate::datapath::UnixProbe;
+use crate::error;
+use crate::refusal::Report;
+use crate::servers::{self, ScanError};
+
+impl Daemon {
+    /// Looks for servers and tags their listeners.
+    pub(super) fn refresh(&mut self) {
+        let (mut found, errors) = match servers::find() {
+            Ok(found) => found,
+            Err(error) => {
+                let error =
+                    format!("the processes of this host cannot be listed in /proc: {error}");
+                if self.scan_errors.as_slice() != [error.as_str()] {
+                    tracing::error!(
+                        help = "let the agent see all of /proc (no hidepid=, no ProtectProc= in the unit)",
+                        "{error}"
+                    );
+                }
+                self.scan_errors = vec![error];
+                return;
+            }
+        };
+        self.tagger.tag(&mut found, &self.config);
+        let errors: Vec<String> = errors.iter().map(ScanError::to_string).collect();
+        if errors != self.scan_errors {
+            for error in &errors {
+                tracing::error!("{error}");
+            }
+            self.scan_errors = errors;
+        }
+        if self.registry.replace(found) {
+            for server in self.registry.servers() {
+                for listener in &server.listeners {
+                    tracing::info!(
+                        pid = server.pid,
+                        program = server.program,
+                        address = %listener.address,
+                        protocol = listener.protocol.as_str(),
+                        covered = listener.is_covered(),
+                        "server"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Takes a listener that is new: a server's own, or none of a server's.
+    pub(super) fn listens(&mut self, cookie: u64) {
+        // One look for all that have begun to listen meanwhile.
+        let mut cookies = vec![cookie];
+        let mut others = Vec::new();
+        while let Ok(next) = self.reports.try_recv() {
+            match next {
+                Report::Listen(event) => cookies.push(event.cookie),
+                other => others.push(other),
+            }
+        }
+        self.refresh();
+        let known: Vec<u64> = self
+            .registry
+            .servers()
+            .iter()
+            .flat_map(|server| &server.listeners)
+            .filter_map(|listener| listener.cookie)
+            .collect();
+        // Where a server cannot be looked into, a new listener may be its own: it stays pending, and is
+        // judged if it greets as a server does.
+        let all_known = self.scan_errors.is_empty();
+        for cookie in cookies
+            .into_iter()
+            .filter(|cookie| all_known && !known.contains(cookie))
+        {
+            if let Err(error) = self.tagger.is_no_server(cookie) {
+                tracing::warn!(
+                    cookie,
+                    error = error::text(&error),
+                    help = "if clients of a service that began to listen just now hang, restart musttls: it names \
+                            each listener anew",
+                    "a new listener stays pending: what may be a login is held there until the server greets"
+                );
+            }
+        }
+        for other in others {
+            self.report(other);
+        }
+    }
+
+    /// Finds Unix sessions where the kernel does not report them.
+    pub(super) fn poll_unix(&mut self) {
+        if matches!(self.unix_probe, UnixProbe::Polling(_)) {
+            for session in self.poller.look(&self.registry.servers()) {
+                self.recorder.unix(&session);
+            }
+        }
+    }
+
+    pub(super) fn announce(&self) {
+        let coverage = self.coverage();
+        tracing::info!(
+            policy = %self.path.display(),
+            mode = self.config.mode.as_str(),
+            listeners = coverage.listeners,
+            covered = coverage.covered,
+            unix = coverage.unix_sessions,
+            "the gate is on"
+        );
+    }
+
+    /// Tells the service manager once that every listener found is covered.
+    pub(super) fn ready_if_covered(&mut self) {
+        let coverage = self.coverage();
+        if !self.ready && coverage.covered == coverage.listeners && coverage.errors.is_empty() {
+            self.ready = true;
+            notify(&[sd_notify::NotifyState::Ready]);
+        }
+    }
+}

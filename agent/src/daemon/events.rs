@@ -1,0 +1,186 @@
+//! The event loop: the only place that waits.
+//!
+//! | event | what is done |
+//! |---|---|
+//! | a report of the refusal thread | record, metric; a new listener is named |
+//! | a record in the ring of sessions | record, metric |
+//! | a tick | exceptions that have ended leave the tables; counters are read |
+//! | the pause after a look is over | servers are looked for |
+//! | SIGHUP, `musttls reload` | the configuration is read again, and swapped or kept |
+//! | SIGUSR1 | the audit file is opened again |
+//! | SIGTERM, SIGINT | end |
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::Daemon;
+use super::reload::Compiled;
+use crate::cli::Exit;
+use crate::clock;
+use crate::control::{Answer, Command};
+use crate::refusal::Report;
+
+/// How often servers are looked for that did not announce themselves by listening.
+const REFRESH: Duration = Duration::from_secs(1);
+/// The look pauses this many times as long as it took: on a server with many descriptors it takes at most two
+/// percent of a CPU.
+const REFRESH_SHARE: u32 = 50;
+/// How often counters are read and ended exceptions taken out.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the ring of sessions is looked into: the gate wakes the agent only when much is in it.
+const DRAIN: Duration = Duration::from_millis(100);
+/// Sessions that are recorded before other events get their turn.
+const BATCH: usize = 4096;
+
+/// The signals that the agent takes.
+pub(super) struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> Result<Self> {
+        let take = |kind| signal(kind).context("take signals");
+        Ok(Self {
+            hangup: take(SignalKind::hangup())?,
+            reopen: take(SignalKind::user_defined1())?,
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+        })
+    }
+}
+
+impl Daemon {
+    pub(super) async fn work(&mut self, mut signals: Signals) -> Result<Exit> {
+        let mut refresh = std::pin::pin!(tokio::time::sleep(REFRESH));
+        let mut tick = tokio::time::interval(TICK);
+        let mut drain = tokio::time::interval(DRAIN);
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                Some(report) = self.reports.recv() => self.report(report),
+                ready = self.sessions.readable_mut() => {
+                    ready.context("wait for the ring of sessions")?.clear_ready();
+                    self.drain();
+                }
+                _ = drain.tick() => {
+                    self.drain();
+                }
+                Some((command, reply)) = self.commands.recv() => {
+                    let answer = self.command(command);
+                    if reply.send(answer).is_err() {
+                        tracing::debug!("the control peer is gone");
+                    }
+                }
+                _ = signals.hangup.recv() => {
+                    notify(&[sd_notify::NotifyState::Reloading]);
+                    // What it says is in the journal already.
+                    let _answer = self.reload();
+                    notify(&[sd_notify::NotifyState::Ready]);
+                }
+                _ = signals.reopen.recv() => self.recorder.reopen(),
+                () = &mut refresh => {
+                    let began = Instant::now();
+                    self.refresh();
+                    self.poll_unix();
+                    let pause = REFRESH.max(began.elapsed() * REFRESH_SHARE);
+                    refresh.as_mut().reset(tokio::time::Instant::now() + pause);
+                }
+                _ = tick.tick() => self.tick(),
+            }
+            if self
+                .refusals
+                .as_ref()
+                .is_some_and(std::thread::JoinHandle::is_finished)
+            {
+                self.end();
+                anyhow::bail!(
+                    "the refusal thread ended: denied clients would not be told\n  help: start musttls again; what ended it stands above"
+                );
+            }
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        self.end();
+        tracing::info!("the gate is off");
+        Ok(Exit::Ok)
+    }
+
+    /// Takes what is still in flight, and ends.
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(refusals) = self.refusals.take() {
+            match refusals.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "the refusal thread failed"),
+                Err(_panic) => tracing::error!("the refusal thread panicked"),
+            }
+        }
+        while let Ok(report) = self.reports.try_recv() {
+            self.report(report);
+        }
+        while self.drain() {}
+        self.tick();
+        if let Err(error) = std::fs::remove_file(&self.config.control) {
+            tracing::debug!(%error, "remove the control socket");
+        }
+    }
+
+    /// Records sessions that the gate reports, a batch at a time. Returns whether there may be more.
+    fn drain(&mut self) -> bool {
+        for _ in 0..BATCH {
+            match self.sessions.get_mut().next_record() {
+                Some(Ok(record)) => self.recorder.session(&record),
+                Some(Err(error)) => self.recorder.unreadable(&error),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    pub(super) fn report(&mut self, report: Report) {
+        match report {
+            Report::Refused(refused) => self.recorder.refused(&refused),
+            Report::Unreadable(error) => self.recorder.unreadable(&error),
+            Report::Listen(event) => self.listens(event.cookie),
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.ready_if_covered();
+        let now = clock::wall();
+        if Compiled::of(&self.config, now).differs(&self.compiled) {
+            self.recompile(now);
+        }
+        let totals = self.counters.totals();
+        self.metrics.set_kernel_counters(&self.config, &totals);
+        let coverage = self.coverage();
+        self.metrics
+            .set_coverage(coverage.listeners, coverage.covered);
+        self.recorder.settle(&totals);
+    }
+
+    fn command(&mut self, command: Command) -> Answer {
+        match command {
+            Command::Status => Answer::Status(Box::new(self.status())),
+            Command::Reload => self.reload(),
+        }
+    }
+}
+
+/// Tells the service manager, if there is one.
+pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(
+            %error,
+            socket = std::env::var("NOTIFY_SOCKET").unwrap_or_default(),
+            help = "let the unit reach it: AF_UNIX in RestrictAddressFamilies=, NotifyAccess=main",
+            "the service manager cannot be told"
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! A policy comes into force: at a reload, when an exception has ended, when the clock was set.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use jiff::Timestamp;
+
+use super::Daemon;
+use crate::audit::sink::AuditSink;
+use crate::clock;
+use crate::config::{Config, PastDates};
+use crate::control::Answer;
+use crate::error;
+use crate::policy;
+
+/// What tables were compiled from beside the configuration: two of them differ when the tables must be made anew.
+pub(super) struct Compiled {
+    pub(super) holding: Vec<bool>,
+    /// Unix time at boot, in units of two seconds because the clocks are not read at the same instant: changes
+    /// when the clock is set.
+    boot: i64,
+}
+
+impl Compiled {
+    pub(super) fn of(config: &Config, now: Timestamp) -> Self {
+        let boot = now.as_second() - i64::try_from(clock::boottime().as_secs()).unwrap_or(0);
+        let holding = config
+            .exceptions
+            .iter()
+            .map(|exception| exception.expires.holds(now))
+            .collect();
+        Self {
+            holding,
+            boot: boot / 2,
+        }
+    }
+
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        self.holding != other.holding || (self.boot - other.boot).abs() > 1
+    }
+}
+
+impl Daemon {
+    /// Compiles the policy anew, for an exception that has ended or a clock that was set.
+    pub(super) fn recompile(&mut self, now: Timestamp) {
+        if let Err(error) = self.take_over(self.config.clone(), now) {
+            tracing::error!(
+                error = error::text(&error),
+                help = "it is tried again each second; if it goes on, restart musttls",
+                "the policy tables stay as they are, with exceptions that have ended since"
+            );
+        }
+    }
+
+    /// Puts a configuration's policy in force, or leaves everything as it is.
+    fn take_over(&mut self, config: Arc<Config>, now: Timestamp) -> Result<()> {
+        let version = self.policy_version + 1;
+        self.tables.install(&policy::compile(
+            &config,
+            version,
+            now,
+            clock::boottime_ns(),
+        ))?;
+        self.policy_version = version;
+        self.compiled = Compiled::of(&config, now);
+        self.recorder.policy(version, config.clone());
+        self.metrics.set_policy(&config, version, now);
+        self.config = config;
+        Ok(())
+    }
+
+    /// Reads the configuration again, and swaps it in one step or keeps the old.
+    pub(super) fn reload(&mut self) -> Answer {
+        let now = clock::wall();
+        match self.try_reload(now) {
+            Ok(warnings) => {
+                self.rejected = None;
+                tracing::info!(
+                    version = self.policy_version,
+                    mode = self.config.mode.as_str(),
+                    "policy reloaded"
+                );
+                Answer::Reloaded {
+                    policy_version: self.policy_version,
+                    warnings,
+                }
+            }
+            Err(error) => {
+                let error = error::text(&error);
+                tracing::error!("the old policy stays in force: {error}");
+                self.metrics.reload_failed();
+                self.rejected = Some(error.clone());
+                Answer::Rejected { error }
+            }
+        }
+    }
+
+    fn try_reload(&mut self, now: Timestamp) -> Result<Vec<String>> {
+        let loaded = Config::load(&self.path, now, PastDates::Refuse)?;
+        let mut warnings = loaded.warnings;
+        let mut config = loaded.config;
+        for (same, key) in [
+            (config.audit == self.config.audit, "[audit] path"),
+            (config.metrics == self.config.metrics, "[metrics] listen"),
+            (config.control == self.config.control, "[control] socket"),
+        ] {
+            if !same {
+                warnings.push(format!("{key} changes with the next start only"));
+            }
+        }
+        if config.audit != self.config.audit
+            && let Err(error) = AuditSink::examine(&config.audit)
+        {
+            warnings.push(format!("the next start would fail: {error}"));
+        }
+        config.audit = self.config.audit.clone();
+        config.metrics = self.config.metrics;
+        config.control.clone_from(&self.config.control);
+        self.take_over(Arc::new(config), now)?;
+        // Servers may have settings of their own now.
+        self.refresh();
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(warnings)
+    }
+}

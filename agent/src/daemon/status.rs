@@ -1,0 +1,156 @@
+//! What `musttls status` shows.
+
+use std::collections::BTreeMap;
+
+use musttls_common::counter::{self, Global};
+use musttls_common::verdict::Hold;
+
+use super::Daemon;
+use super::recorder::losses::at;
+use crate::config::AuditTarget;
+use crate::datapath::UnixProbe;
+use crate::servers;
+use crate::status::{Audit, Coverage, Listener, Policy, Server, Status};
+
+impl Daemon {
+    pub(super) fn status(&self) -> Status {
+        let totals = self.counters.totals();
+        let audit = self.recorder.audit();
+        let servers = self.server_statuses();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ms: self.started.as_millisecond(),
+            policy: Policy {
+                name: self.path.display().to_string(),
+                version: self.policy_version,
+                mode: self.config.mode.as_str().to_owned(),
+                exceptions: self.compiled.holding.iter().filter(|holds| **holds).count(),
+                rejected: self.rejected.clone(),
+            },
+            coverage: self.coverage_of(&servers),
+            servers,
+            sessions: self.sessions_by_outcome(&totals),
+            refusals: self
+                .recorder
+                .refusals()
+                .iter()
+                .map(|(name, n)| ((*name).to_owned(), *n))
+                .collect(),
+            held_segments: Hold::ALL
+                .into_iter()
+                .map(|hold| (hold.as_str().to_owned(), at(&totals, counter::hold(hold))))
+                .collect(),
+            lost_events: self.lost_events(&totals),
+            audit: Audit {
+                target: target(&self.config.audit),
+                written: audit.stats().written,
+                lost: audit.stats().lost,
+                sequence: audit.sequence(),
+            },
+        }
+    }
+
+    /// How much of what there is is covered.
+    pub(super) fn coverage(&self) -> Coverage {
+        self.coverage_of(&self.server_statuses())
+    }
+
+    fn coverage_of(&self, servers: &[Server]) -> Coverage {
+        let classic = || {
+            servers
+                .iter()
+                .flat_map(|server| &server.listeners)
+                .filter(|listener| listener.protocol == "classic")
+        };
+        Coverage {
+            listeners: classic().count(),
+            covered: classic().filter(|listener| listener.covered).count(),
+            unix_sessions: match &self.unix_probe {
+                UnixProbe::Kernel => "kernel".to_owned(),
+                UnixProbe::Polling(why) => format!("polling ({why})"),
+            },
+            errors: self.scan_errors.clone(),
+        }
+    }
+
+    fn server_statuses(&self) -> Vec<Server> {
+        self.registry
+            .servers()
+            .iter()
+            .map(|server| self.server_status(server))
+            .collect()
+    }
+
+    fn server_status(&self, server: &servers::Server) -> Server {
+        let listener = |listener: &servers::Listener| {
+            let index = self.config.server_index(listener.address.port());
+            Listener {
+                address: listener.address.to_string(),
+                protocol: listener.protocol.as_str().to_owned(),
+                settings: self.config.server_name(index).to_owned(),
+                mode: self.config.mode_of(index).as_str().to_owned(),
+                covered: listener.is_covered(),
+                reason: if listener.protocol.is_judged() {
+                    listener.uncovered.clone()
+                } else {
+                    Some("not judged: no logins in this protocol".to_owned())
+                },
+            }
+        };
+        Server {
+            pid: server.pid,
+            program: server.program.clone(),
+            cgroup: server.cgroup.clone(),
+            container: server.container.clone(),
+            listeners: server.listeners.iter().map(listener).collect(),
+            unix: server
+                .unix
+                .iter()
+                .map(|listener| listener.path.display().to_string())
+                .collect(),
+        }
+    }
+
+    fn sessions_by_outcome(&self, totals: &[u64]) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let count = u16::try_from(self.config.servers.len()).unwrap_or(u16::MAX);
+        (0..=count)
+            .map(|server| {
+                let outcomes = counter::Outcome::ALL.into_iter().map(|outcome| {
+                    (
+                        outcome.as_str().to_owned(),
+                        at(totals, counter::outcome(server, outcome)),
+                    )
+                });
+                (
+                    self.config.server_name(server).to_owned(),
+                    outcomes.collect(),
+                )
+            })
+            .collect()
+    }
+
+    fn lost_events(&self, totals: &[u64]) -> BTreeMap<String, u64> {
+        let others = [
+            ("held_map_full", at(totals, Global::HeldFull as u32)),
+            (
+                "listener_unrecorded",
+                at(totals, Global::ListenerFull as u32),
+            ),
+        ];
+        self.recorder
+            .losses(totals)
+            .into_iter()
+            .chain(others)
+            .map(|(reason, n)| (reason.to_owned(), n))
+            .collect()
+    }
+}
+
+/// The words for the target of audit records.
+fn target(target: &AuditTarget) -> String {
+    match target {
+        AuditTarget::Stdout => "standard output".to_owned(),
+        AuditTarget::File(path) => path.display().to_string(),
+    }
+}
