@@ -185,6 +185,7 @@ impl Metrics {
             (Global::LostDenials, "denials_ring_full"),
             (Global::LostSessions, "sessions_ring_full"),
             (Global::HeldFull, "held_map_full"),
+            (Global::LostListens, "listens_ring_full"),
         ] {
             store(
                 &self.events_lost.get_or_create(&one("reason", reason)),

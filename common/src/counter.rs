@@ -74,6 +74,8 @@ pub enum Global {
     Hold = 4,
     /// The end of a session will not be seen: one without a verdict gets no outcome.
     EndUnwatched = 13,
+    /// The ring buffer of new listeners was full; they stay pending.
+    LostListens = 14,
 }
 
 /// Number of counters: the global ones, then [`Outcome::ALL`] for each server.

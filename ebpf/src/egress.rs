@@ -12,6 +12,7 @@ use musttls_common::stream::Reader as _;
 use musttls_common::tls::{CONTENT_ALERT, SERVER_HELLO_STEPS, ServerHelloReader};
 use musttls_common::verdict::{Action, Hold, Mode, Reason};
 
+use crate::emit::Ring;
 use crate::maps::{EGRESS, EGRESS_ANSWER, EGRESS_X, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
@@ -194,7 +195,7 @@ fn denied(record: &mut SocketRecord, tcp: &Tcp, end: u32, greeted_before: bool) 
             let mut event = Event::default();
             emit::fill(&mut event, Kind::Denied, Mode::Enforce, record);
             emit::hold_session(&event);
-            emit::event(&event, true);
+            emit::event(&event, Ring::Denials);
         }
         return Action::Pass;
     }

@@ -10,9 +10,9 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_output, bpf_rin
 use musttls_common::counter::{self, Global, Outcome};
 use musttls_common::event::{Event, Kind, LOGIN_HEAD_LEN, Login, TAIL_MAX};
 use musttls_common::session::SocketRecord;
-use musttls_common::verdict::{Hold, Mode};
+use musttls_common::verdict::{Action, Hold, Mode};
 
-use crate::maps::{COUNTERS, DENIALS, HELD, SESSIONS, Scratch};
+use crate::maps::{COUNTERS, DENIALS, HELD, LISTENS, SESSIONS, Scratch};
 
 /// Adds one to a counter.
 #[inline(always)]
@@ -71,33 +71,47 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
 /// second; a denial wakes it at once.
 const WAKE_AT: u64 = 256 << 10;
 
-/// Writes `size` bytes of a record to the ring of its kind.
+/// Where a record goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ring {
+    /// To the refusal.
+    Denials,
+    /// To the record.
+    Sessions,
+    /// To who names listeners.
+    Listens,
+}
+
+/// Writes `size` bytes of a record to its ring.
 #[inline(always)]
-fn output(denial: bool, data: *const u8, size: u64) {
-    let (ring, lost): (*mut c_void, _) = if denial {
-        (
+fn output(ring: Ring, data: *const u8, size: u64) {
+    let (map, lost): (*mut c_void, _) = match ring {
+        Ring::Denials => (
             ptr::from_ref(&DENIALS).cast_mut().cast(),
             Global::LostDenials,
-        )
-    } else {
-        (
+        ),
+        Ring::Sessions => (
             ptr::from_ref(&SESSIONS).cast_mut().cast(),
             Global::LostSessions,
-        )
+        ),
+        Ring::Listens => (
+            ptr::from_ref(&LISTENS).cast_mut().cast(),
+            Global::LostListens,
+        ),
     };
-    let flags = if denial {
-        0
-    } else {
-        // SAFETY: `ring` is a ring buffer.
-        let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+    let flags = if ring == Ring::Sessions {
+        // SAFETY: `map` is a ring buffer.
+        let waiting = unsafe { bpf_ringbuf_query(map, u64::from(BPF_RB_AVAIL_DATA)) };
         u64::from(if waiting < WAKE_AT {
             BPF_RB_NO_WAKEUP
         } else {
             BPF_RB_FORCE_WAKEUP
         })
+    } else {
+        0
     };
     // SAFETY: `data` has `size` readable bytes: each caller passes a record and at most its length.
-    let error = unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, flags) };
+    let error = unsafe { bpf_ringbuf_output(map, data.cast_mut().cast(), size, flags) };
     if error != 0 {
         count_global(lost);
     }
@@ -105,34 +119,39 @@ fn output(denial: bool, data: *const u8, size: u64) {
 
 /// Sends an event without a login.
 #[inline(always)]
-pub(crate) fn event(event: &Event, denial: bool) {
-    output(
-        denial,
-        ptr::from_ref(event).cast(),
-        size_of::<Event>() as u64,
-    );
+pub(crate) fn event(event: &Event, ring: Ring) {
+    output(ring, ptr::from_ref(event).cast(), size_of::<Event>() as u64);
 }
 
 /// Sends an event that is followed by `extra`.
 #[inline(always)]
 pub(crate) fn event_with<T>(both: &(Event, T)) {
     output(
-        false,
+        Ring::Sessions,
         ptr::from_ref(both).cast(),
         size_of::<(Event, T)>() as u64,
     );
 }
 
+/// The ring for a verdict with this action.
+#[inline(always)]
+pub(crate) const fn ring_of(action: Action) -> Ring {
+    match action {
+        Action::Drop => Ring::Denials,
+        Action::Pass => Ring::Sessions,
+    }
+}
+
 /// Sends the event and the login in `scratch`, cut behind the login's tail.
 #[inline(always)]
-pub(crate) fn login(scratch: &Scratch, denial: bool) {
+pub(crate) fn login(scratch: &Scratch, ring: Ring) {
     const HEAD: u64 = (offset_of!(Scratch, login) + offset_of!(Login, tail)) as u64;
     const _: () = assert!(HEAD as usize == size_of::<Event>() + LOGIN_HEAD_LEN);
     let mut tail = u64::from(scratch.login.tail_len);
     if tail > TAIL_MAX as u64 {
         tail = TAIL_MAX as u64;
     }
-    output(denial, ptr::from_ref(scratch).cast(), HEAD + tail);
+    output(ring, ptr::from_ref(scratch).cast(), HEAD + tail);
 }
 
 /// Notes a denied session for the agent.

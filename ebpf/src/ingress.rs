@@ -15,6 +15,7 @@ use musttls_common::session::{ListenerClass, Phase, SocketRecord};
 use musttls_common::tls::CONTENT_HANDSHAKE;
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
+use crate::emit::Ring;
 use crate::maps::{PORTS, SCRATCH, SOCKETS, Scratch};
 use crate::packet::{self, Tcp, Unreadable};
 use crate::policy::{self, Policy};
@@ -358,7 +359,7 @@ fn plaintext(
     if action == Action::Drop {
         emit::hold_session(&scratch.event);
     }
-    emit::login(scratch, action == Action::Drop);
+    emit::login(scratch, emit::ring_of(action));
     action
 }
 
@@ -386,7 +387,7 @@ fn excepted(
     if first {
         emit::count_outcome(record, Outcome::Excepted);
         emit::fill(&mut scratch.event, Kind::Excepted, policy.mode(), record);
-        emit::login(scratch, false);
+        emit::login(scratch, Ring::Sessions);
     }
     Action::Pass
 }

@@ -136,12 +136,19 @@ pub(crate) static PORTS: HashMap<u32, Listener, 256> = HashMap::new();
 #[btf_map]
 pub(crate) static HELD: HashMap<u64, Event, 16384> = HashMap::new();
 
-/// Denied sessions, for the agent to refuse, and new listeners, for the agent to name.
+/// Denied sessions, for the agent to refuse.
 ///
 /// Writer: `emit`. Reader: agent. 2 MiB: 2,000 logins of the largest size, 8,000 usual ones.
 /// Full: counted in `LostDenials`; [`HELD`] has the session.
 #[btf_map]
 pub(crate) static DENIALS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
+
+/// New listeners, for the agent to name. A ring of its own: any local process can listen as often as it likes.
+///
+/// Writer: `emit`. Reader: agent. 64 KiB: 630 listeners. Full: counted in `LostListens`; the listener stays pending
+/// until the agent's next look, or for good if it is no server's.
+#[btf_map]
+pub(crate) static LISTENS: RingBuf<u8, { 64 << 10 }> = RingBuf::new();
 
 /// All other sessions, for the audit stream. A ring of its own, so that a flood of them cannot delay a
 /// refusal.

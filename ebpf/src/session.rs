@@ -16,6 +16,7 @@ use musttls_common::session::{Endpoints, Listener, ListenerClass, Phase, SocketR
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 
 use crate::emit;
+use crate::emit::Ring;
 use crate::maps::{HELD, LISTENERS, SOCKETS};
 use crate::policy::{self, Policy};
 
@@ -65,7 +66,7 @@ fn listens(ctx: &SockOpsContext) {
         abi: musttls_common::ABI_VERSION,
         ..Event::default()
     };
-    emit::event(&event, true);
+    emit::event(&event, Ring::Listens);
 }
 
 /// Takes over what the agent has found out about a listener, into its record or that of a session.
@@ -168,7 +169,7 @@ fn changed(ctx: &SockOpsContext) {
             let _absent = HELD.remove(record.cookie);
             let mut event = Event::default();
             emit::fill(&mut event, Kind::Released, Mode::Enforce, record);
-            emit::event(&event, true);
+            emit::event(&event, Ring::Denials);
             record.phase = Phase::Foreign as u8;
             return;
         }
@@ -195,7 +196,7 @@ pub(crate) fn secure(record: &mut SocketRecord, mode: Mode) {
     emit::count_outcome(record, Outcome::Secure);
     let mut event = Event::default();
     emit::fill(&mut event, Kind::Secure, mode, record);
-    emit::event(&event, false);
+    emit::event(&event, Ring::Sessions);
 }
 
 /// Enters the verdict on a plaintext session.
@@ -233,7 +234,7 @@ pub(crate) fn deny(
     if action == Action::Drop {
         emit::hold_session(&event);
     }
-    emit::event(&event, action == Action::Drop);
+    emit::event(&event, emit::ring_of(action));
     action
 }
 
@@ -252,7 +253,7 @@ pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
 pub(crate) fn tls_failed(record: &mut SocketRecord, mode: Mode) {
     let mut event = Event::default();
     emit::fill(&mut event, Kind::TlsFailed, mode, record);
-    emit::event(&event, false);
+    emit::event(&event, Ring::Sessions);
 }
 
 /// Reads one field of the context. Volatile, because the verifier rewrites each such read by its offset

@@ -17,6 +17,7 @@ use musttls_common::stream::Reader as _;
 use musttls_common::tls::{SERVER_HELLO_STEPS, ServerHelloReader};
 use musttls_common::verdict::{Action, Hold, Reason};
 
+use crate::emit::Ring;
 use crate::maps::{INGRESS, INGRESS_X, SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
@@ -122,7 +123,7 @@ fn plaintext(record: &mut SocketRecord, reason: Reason, policy: Option<&Policy<'
             emit::count_outcome(record, Outcome::Excepted);
             let mut event = Event::default();
             emit::fill(&mut event, Kind::Excepted, policy.mode(), record);
-            emit::event(&event, false);
+            emit::event(&event, Ring::Sessions);
             return Action::Pass;
         }
     }

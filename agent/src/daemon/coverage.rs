@@ -4,7 +4,6 @@ use super::Daemon;
 use super::events::notify;
 use crate::datapath::UnixProbe;
 use crate::error;
-use crate::refusal::Report;
 use crate::servers::{self, ScanError};
 
 impl Daemon {
@@ -49,15 +48,13 @@ impl Daemon {
         }
     }
 
-    /// Takes a listener that is new: a server's own, or none of a server's.
-    pub(super) fn listens(&mut self, cookie: u64) {
-        // One look for all that have begun to listen meanwhile.
-        let mut cookies = vec![cookie];
-        let mut others = Vec::new();
-        while let Ok(next) = self.reports.try_recv() {
-            match next {
-                Report::Listen(event) => cookies.push(event.cookie),
-                other => others.push(other),
+    /// Names the listeners that are new: a server's own, or none of a server's.
+    pub(super) fn name_listeners(&mut self) {
+        let mut cookies = Vec::new();
+        while let Some(record) = self.listens.get_mut().next_record() {
+            match record {
+                Ok(record) => cookies.push(record.event.cookie),
+                Err(error) => self.recorder.unreadable(&error),
             }
         }
         self.refresh();
@@ -84,9 +81,6 @@ impl Daemon {
                     "a new listener stays pending: what may be a login is held there until the server greets"
                 );
             }
-        }
-        for other in others {
-            self.report(other);
         }
     }
 

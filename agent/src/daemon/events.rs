@@ -2,7 +2,8 @@
 //!
 //! | event | what is done |
 //! |---|---|
-//! | a report of the refusal thread | record, metric; a new listener is named |
+//! | a report of the refusal thread | record, metric |
+//! | a record in the ring of listeners | it is named |
 //! | a record in the ring of sessions | record, metric |
 //! | a tick | exceptions that have ended leave the tables; counters are read |
 //! | the pause after a look is over | servers are looked for |
@@ -28,6 +29,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// The look pauses this many times as long as it took: on a server with many descriptors it takes at most two
 /// percent of a CPU.
 const REFRESH_SHARE: u32 = 50;
+/// The same after listeners were named: who listens again and again takes at most a tenth of a CPU.
+const NAMING_SHARE: u32 = 10;
 /// How often counters are read and ended exceptions taken out.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the ring of sessions is looked into: the gate wakes the agent only when much is in it.
@@ -58,6 +61,9 @@ impl Signals {
 impl Daemon {
     pub(super) async fn work(&mut self, mut signals: Signals) -> Result<Exit> {
         let mut refresh = std::pin::pin!(tokio::time::sleep(REFRESH));
+        // Whether the pause after listeners were named still goes on.
+        let mut named = false;
+        let mut naming = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut tick = tokio::time::interval(TICK);
         let mut drain = tokio::time::interval(DRAIN);
         loop {
@@ -69,6 +75,14 @@ impl Daemon {
                     ready.context("wait for the ring of sessions")?.clear_ready();
                     self.drain();
                 }
+                ready = self.listens.readable_mut(), if !named => {
+                    ready.context("wait for the ring of listeners")?.clear_ready();
+                    let began = Instant::now();
+                    self.name_listeners();
+                    naming.as_mut().reset(tokio::time::Instant::now() + began.elapsed() * NAMING_SHARE);
+                    named = true;
+                }
+                () = &mut naming, if named => named = false,
                 _ = drain.tick() => {
                     self.drain();
                 }
@@ -147,7 +161,6 @@ impl Daemon {
         match report {
             Report::Refused(refused) => self.recorder.refused(&refused),
             Report::Unreadable(error) => self.recorder.unreadable(&error),
-            Report::Listen(event) => self.listens(event.cookie),
         }
     }
 

@@ -70,6 +70,7 @@ struct Daemon {
     tables: PolicyTables,
     counters: Counters,
     sessions: AsyncFd<Ring>,
+    listens: AsyncFd<Ring>,
     reports: mpsc::Receiver<Report>,
     commands: mpsc::Receiver<Pending>,
     registry: Arc<Registry>,

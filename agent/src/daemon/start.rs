@@ -105,6 +105,10 @@ impl Daemon {
                 .sessions
                 .into_async()
                 .context("wait for the ring of sessions")?,
+            listens: datapath
+                .listens
+                .into_async()
+                .context("wait for the ring of listeners")?,
             reports,
             commands,
             recorder: Recorder::new(

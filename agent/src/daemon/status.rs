@@ -133,6 +133,7 @@ impl Daemon {
     fn lost_events(&self, totals: &[u64]) -> BTreeMap<String, u64> {
         let others = [
             ("held_map_full", at(totals, Global::HeldFull as u32)),
+            ("listens_ring_full", at(totals, Global::LostListens as u32)),
             (
                 "listener_unrecorded",
                 at(totals, Global::ListenerFull as u32),

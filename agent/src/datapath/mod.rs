@@ -46,6 +46,8 @@ pub struct Datapath {
     pub policy: PolicyTables,
     /// Denied sessions and new listeners.
     pub denials: Ring,
+    /// New listeners.
+    pub listens: Ring,
     /// All other sessions.
     pub sessions: Ring,
     /// Whether Unix sessions are reported by the kernel.
@@ -122,6 +124,7 @@ impl Loaded {
             counters: Counters(take(gate, "COUNTERS")?),
             denials: Ring(take(gate, "DENIALS")?),
             sessions: Ring(take(gate, "SESSIONS")?),
+            listens: Ring(take(gate, "LISTENS")?),
             policy,
             unix_probe,
             gate: Gate(self.gate),

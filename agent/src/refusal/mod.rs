@@ -108,8 +108,6 @@ pub struct Refused {
 pub enum Report {
     /// A session was refused.
     Refused(Box<Refused>),
-    /// A socket began to listen.
-    Listen(Event),
     /// A record could not be read.
     Unreadable(io::Error),
 }
@@ -247,9 +245,6 @@ impl Engine {
     fn read_ring(&mut self) {
         while let Some(record) = self.ring.next_record() {
             match record {
-                Ok(record) if record.event.kind == Kind::Listen as u8 => {
-                    self.report(Report::Listen(record.event));
-                }
                 Ok(record) if record.event.kind == Kind::Released as u8 => {
                     self.released(record.event);
                 }
