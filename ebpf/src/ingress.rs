@@ -170,7 +170,6 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
             return Action::Pass;
         }
         ListenerClass::Pending if !segment.urgent => {
-            record.client_spoke = 1;
             return pending(ctx, record, &tcp, segment);
         }
         ListenerClass::X => return x::enter(ctx, record),
@@ -266,9 +265,9 @@ fn pending(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: S
     }
     let too_long = record.tls_first != 0 && segment.end() > i64::from(FIRST_RECORD_MAX);
     if first == First::Login || too_long {
-        record.client_spoke = 0;
         return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
     }
+    record.client_spoke = 1;
     Action::Pass
 }
 
