@@ -3,6 +3,9 @@
 //! Each attempt logs in as [`OPEN_USER`], who has no password, and inserts a number of its own, all in one
 //! stream: the numbers in the table are the attempts that got in.
 
+pub mod honest;
+pub mod random;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,6 +20,8 @@ use crate::wire::{CLIENT_SSL, query};
 
 /// Numbers below are in the table from the start.
 const FIRST_NUMBER: u32 = 1000;
+/// Connections at the same time: servers take as many handshakes at once.
+const AT_A_TIME: usize = 400;
 /// What a step that settles waits for: the server's kernel, and the gate, to be done with what was sent.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -30,6 +35,19 @@ pub fn patient(options: Options) -> Options {
         .with("--back-log=1000")
 }
 
+/// Enforce mode, where an exception allows the plaintext logins of `users`.
+#[must_use]
+pub fn enforcing(users: &[&str]) -> String {
+    let mode = "mode = \"enforce\"\n";
+    if users.is_empty() {
+        return mode.to_owned();
+    }
+    format!(
+        "{mode}[[exception]]\nname = \"lure\"\nsource = [\"0.0.0.0/0\", \"::/0\"]\nuser = {users:?}\n\
+         expires = \"never\"\nowner = \"tests\"\nreason = \"to be misused\"\n"
+    )
+}
+
 /// The bytes of one attempt.
 #[derive(Clone, Debug)]
 pub struct Stream {
@@ -37,8 +55,10 @@ pub struct Stream {
     pub number: u32,
     /// A plaintext login, and the command behind it.
     pub plain: Vec<u8>,
-    /// The same with `CLIENT_SSL` set: a claim of TLS that no TLS follows.
-    pub claim: Vec<u8>,
+    /// The same as something that passes: first with `CLIENT_SSL` set, a claim of TLS that no TLS follows.
+    pub lures: Vec<Vec<u8>>,
+    /// Whether it goes over IPv6.
+    pub is_v6: bool,
 }
 
 impl Stream {
@@ -54,6 +74,12 @@ impl Stream {
         self.plain.is_empty()
     }
 
+    /// All of the claim.
+    #[must_use]
+    pub fn claim_bytes(&self) -> &[u8] {
+        self.lures.first().map_or(&[], Vec::as_slice)
+    }
+
     /// The plaintext bytes `from..to` as a segment.
     #[must_use]
     pub fn plain(&self, from: usize, to: usize) -> Segment {
@@ -63,7 +89,7 @@ impl Stream {
     /// The same bytes of the claim.
     #[must_use]
     pub fn claim(&self, from: usize, to: usize) -> Segment {
-        Segment::of(&self.claim, from, to)
+        Segment::of(self.claim_bytes(), from, to)
     }
 
     /// All of the plaintext.
@@ -73,19 +99,36 @@ impl Stream {
     }
 }
 
+/// Users that an exception names, for attempts to get another in by it: as long as [`OPEN_USER`], and shorter.
+/// The server does not know them.
+pub const EXCEPTED: [&str; 2] = ["opem", "o"];
+
 /// Makes streams for a server, each with a number of its own.
 #[derive(Debug)]
 pub struct Streams<'a> {
     server: &'a Server,
     next: u32,
+    is_v6: bool,
+    excepted: &'a [&'a str],
 }
 
 impl<'a> Streams<'a> {
     /// From the first number on.
     #[must_use]
-    pub const fn new(server: &'a Server) -> Self {
-        let next = FIRST_NUMBER;
-        Self { server, next }
+    pub const fn new(server: &'a Server, is_v6: bool) -> Self {
+        Self {
+            server,
+            next: FIRST_NUMBER,
+            is_v6,
+            excepted: &[],
+        }
+    }
+
+    /// With plaintext logins of these users as further lures, in either form.
+    #[must_use]
+    pub const fn excepting(mut self, users: &'a [&'a str]) -> Self {
+        self.excepted = users;
+        self
     }
 
     /// The next one.
@@ -94,12 +137,19 @@ impl<'a> Streams<'a> {
         self.next += 1;
         let login = self.server.open_login().schema(SCHEMA);
         let command = query(&format!("INSERT INTO t VALUES ({number})"));
-        let plain = [login.packet_41(), command.clone()].concat();
-        let claim = [login.caps(CLIENT_SSL).packet_41(), command].concat();
+        let behind = |login: Vec<u8>| [login, command.clone()].concat();
+        let mut lures = vec![behind(login.clone().caps(CLIENT_SSL).packet_41())];
+        for user in self.excepted {
+            let mut login = login.clone();
+            (*user).clone_into(&mut login.user);
+            lures.push(behind(login.packet_41()));
+            lures.push(behind(login.packet_320()));
+        }
         Stream {
             number,
-            plain,
-            claim,
+            plain: behind(login.packet_41()),
+            lures,
+            is_v6: self.is_v6,
         }
     }
 }
@@ -183,8 +233,15 @@ pub fn is_over(connection: &Connection) -> bool {
         || connection.is_tls()
 }
 
-/// Makes all attempts at the same time. Those that have come to nothing after `patience` are left, too.
+/// Makes the attempts, many at the same time. Those that have come to nothing after `patience` are left, too.
 pub fn make(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> Result<()> {
+    for some in attempts.chunks(AT_A_TIME) {
+        make_at_once(stack, some, patience)?;
+    }
+    Ok(())
+}
+
+fn make_at_once(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> Result<()> {
     let mut locals = Vec::new();
     for attempt in attempts {
         let local = stack.open(attempt.opening.clone());
@@ -215,7 +272,8 @@ pub fn make(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> Resu
     for local in locals {
         stack.abort(local)?;
     }
-    Ok(())
+    // What of them the server still answers is reset.
+    stack.pump(SETTLE)
 }
 
 /// A handshake with payload may come to nothing; every other ends with a greeting.

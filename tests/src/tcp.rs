@@ -261,6 +261,7 @@ pub struct Stack {
     sender: OwnedFd,
     receiver: OwnedFd,
     server: SocketAddr,
+    first_local: SocketAddr,
     next_local: SocketAddr,
     connections: BTreeMap<SocketAddr, Connection>,
     buffer: Vec<u8>,
@@ -286,11 +287,13 @@ impl Stack {
         let receiver = socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, ether)
             .context("open a packet socket")?;
         set_socket_recv_buffer_size_force(&receiver, RECEIVE_BUFFER).context("set SO_RCVBUF")?;
+        let first_local = SocketAddr::new(network, FIRST_PORT);
         Ok(Self {
             sender,
             receiver,
             server,
-            next_local: SocketAddr::new(network, FIRST_PORT),
+            first_local,
+            next_local: first_local,
             connections: BTreeMap::new(),
             buffer: vec![0; LARGEST],
         })
@@ -429,7 +432,7 @@ impl Stack {
             return Ok(());
         };
         let Some(connection) = self.connections.get_mut(&incoming.to) else {
-            return Ok(());
+            return self.disown(&incoming);
         };
         if !connection.take(&incoming) {
             return Ok(());
@@ -445,6 +448,23 @@ impl Stack {
             self.send(incoming.to, &segment)?;
         }
         Ok(())
+    }
+
+    /// Answers for a connection that is forgotten (RFC 9293 section 3.10.7.1): the server may not have taken
+    /// the RST at its end, because it acknowledges late.
+    fn disown(&self, incoming: &Incoming) -> Result<()> {
+        let is_own = (self.first_local..self.next_local).contains(&incoming.to);
+        if !is_own || incoming.flags & RST != 0 {
+            return Ok(());
+        }
+        let frame = Frame {
+            from: incoming.to,
+            to: self.server,
+            seq: incoming.ack,
+            ack: 0,
+            options: Vec::new(),
+        };
+        self.write(&frame, &Segment::at(0, b"").flags(RST))
     }
 
     fn write(&self, frame: &Frame, segment: &Segment) -> Result<()> {

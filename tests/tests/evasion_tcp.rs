@@ -6,15 +6,16 @@
 #![cfg(test)]
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use musttls_tests::agent::Agent;
 use musttls_tests::attack::{self, Attempt, Stream, Streams};
 use musttls_tests::evidence;
 use musttls_tests::netns::Net;
-use musttls_tests::server::{Options, Product, Server};
+use musttls_tests::server::{OPEN_USER, Options, PORT, Product, SCHEMA, Server};
 use musttls_tests::tcp::{ACK, Extension, FIN, Opening, PSH, RST, SYN, Segment, Stack, Stamp};
-use musttls_tests::wire::ssl_request;
+use musttls_tests::wire::{packet, query, ssl_request};
 
 /// How long an attempt is waited for that comes to nothing.
 const A_WHILE: Duration = Duration::from_millis(700);
@@ -24,8 +25,12 @@ struct Place {
     product: Product,
     tls: bool,
     v6: bool,
+    /// Its port, if not the classic one.
+    port: u16,
     /// Options of the server.
     with: &'static [&'static str],
+    /// Users whose plaintext logins are allowed.
+    excepted: &'static [&'static str],
     /// Kernel parameters of the server's host, set before it starts.
     sysctls: &'static [(&'static str, &'static str)],
 }
@@ -35,7 +40,9 @@ impl Place {
         product: Product::MariaDb,
         tls: true,
         v6: false,
+        port: PORT,
         with: &[],
+        excepted: &[],
         sysctls: &[],
     };
     const MARIADB_V6: Self = Self {
@@ -63,21 +70,26 @@ impl Place {
         Server::start(&net.db, &options).unwrap()
     }
 
-    fn stack(&self, net: &Net, server: &Server) -> Stack {
+    fn stack(&self, net: &Net) -> Stack {
         let to = if self.v6 {
             net.app.db_v6()
         } else {
             net.app.db_v4()
         };
-        Stack::new(&net.app, &net.db, server.at(to)).unwrap()
+        let to = SocketAddr::new(to, self.port);
+        let mut stack = Stack::new(&net.app, &net.db, to).unwrap();
+        // Who is next on the way is found out before it matters in which order segments arrive.
+        let local = stack.connect(Opening::default()).unwrap();
+        stack.abort(local).unwrap();
+        stack
     }
 
     /// Makes the attempts that `build` builds in either mode.
     fn keeps_out(&self, build: impl Fn(&mut Streams<'_>) -> Vec<Attempt>) {
         let net = Net::new().unwrap();
         let server = self.server(&net);
-        let mut streams = Streams::new(&server);
-        let mut stack = self.stack(&net, &server);
+        let mut streams = Streams::new(&server, self.v6).excepting(self.excepted);
+        let mut stack = self.stack(&net);
 
         let agent = Agent::start("mode = \"observe\"").unwrap();
         let attempts = build(&mut streams);
@@ -98,14 +110,14 @@ impl Place {
         );
         drop(agent);
 
-        let mut agent = Agent::start("mode = \"enforce\"").unwrap();
+        let mut agent = Agent::start(&attack::enforcing(self.excepted)).unwrap();
         let mark = evidence::mark(&server).unwrap();
         let attempts = build(&mut streams);
         attack::make(&mut stack, &attempts, A_WHILE).unwrap();
         let after = attack::carried_out(&server).unwrap();
         let got_in = |attempt: &&Attempt| after.contains(&attempt.number);
-        let got_in: Vec<_> = attempts.iter().filter(got_in).collect();
-        assert!(got_in.is_empty(), "carried out: {got_in:#?}");
+        let got_in: Vec<_> = attempts.iter().filter(got_in).map(|it| &it.name).collect();
+        assert_eq!(got_in, [""; 0], "carried out");
         assert_eq!(
             after.difference(&before).collect::<BTreeSet<_>>(),
             BTreeSet::new()
@@ -139,9 +151,9 @@ fn overlap(stream: &Stream, overlap: Overlap, column: usize, claims: &str) -> At
     let mut all = vec![stream.plain(0, start)];
     for (from, to, copy) in segments {
         let bytes = if claims.contains(*copy) {
-            &stream.claim
+            stream.claim_bytes()
         } else {
-            &stream.plain
+            stream.plain.as_slice()
         };
         all.push(Segment::of(bytes, start + from, start + to));
     }
@@ -270,7 +282,8 @@ fn moved(mut segment: Segment, by: i32) -> Segment {
     segment
 }
 
-fn decoys(streams: &mut Streams<'_>) -> Vec<Attempt> {
+/// A lure that is discarded, by its number in each stream, and then the plaintext.
+fn decoys(streams: &mut Streams<'_>, lure: usize) -> Vec<Attempt> {
     let patterns = cuts(&streams.make()).len();
     let mut attempts = Vec::new();
     for (name, defect) in DEFECTS {
@@ -278,7 +291,7 @@ fn decoys(streams: &mut Streams<'_>) -> Vec<Attempt> {
         for len in [20, usize::MAX] {
             for number in 0..patterns {
                 let stream = streams.make();
-                let mut segments = vec![defect(stream.claim(0, len))];
+                let mut segments = vec![defect(Segment::of(&stream.lures[lure], 0, len))];
                 segments.extend(cuts(&stream).swap_remove(number));
                 let name = format!("{name}, {len} bytes, then cut {number}");
                 attempts.push(Attempt::new(name, &stream, segments).opening(stamped()));
@@ -298,12 +311,22 @@ fn stamped() -> Opening {
 
 #[test]
 fn claims_that_the_server_discards_get_no_login_in() {
-    Place::MARIADB.keeps_out(decoys);
+    Place::MARIADB.keeps_out(|streams| decoys(streams, 0));
 }
 
 #[test]
 fn claims_that_a_server_without_tls_discards_get_no_login_in() {
-    Place::MARIADB_WITHOUT_TLS.keeps_out(decoys);
+    Place::MARIADB_WITHOUT_TLS.keeps_out(|streams| decoys(streams, 0));
+}
+
+#[test]
+fn excepted_logins_that_the_server_discards_get_no_other_user_in() {
+    let place = Place {
+        excepted: &attack::EXCEPTED,
+        ..Place::MARIADB
+    };
+    // Behind the claim, each user in the 4.1 form and in the one before.
+    place.keeps_out(|streams| (1..=4).flat_map(|lure| decoys(streams, lure)).collect());
 }
 
 /// Nothing counts the TTL down between the hook and the server, so that it hides nothing.
@@ -794,4 +817,55 @@ fn ends_of_the_connection_around_the_login_get_nothing_in() {
     };
     Place::MARIADB.keeps_out(build);
     Place::MYSQL.keeps_out(build);
+}
+
+/// A login in the form before 4.1 whose packet header a TLS record has, too: its length is not that of the login.
+fn like_a_tls_record(number: u32) -> (Vec<u8>, Vec<u8>) {
+    // CLIENT_CONNECT_WITH_DB, and in place of a ClientHello's type a flag that changes nothing.
+    let head = [8, 1, 0, 0, 0].as_slice();
+    let login = [
+        head,
+        OPEN_USER.as_bytes(),
+        b"\0\0",
+        SCHEMA.as_bytes(),
+        b"\0",
+    ]
+    .concat();
+    let login = packet(1, &login);
+    let command = query(&format!("INSERT INTO t VALUES ({number})"));
+    let behind = login[4..].to_vec();
+    let disguised = [&[0x16, 3, 1, 1], behind.as_slice(), &command].concat();
+    (login[..3].to_vec(), disguised)
+}
+
+/// Sent before the greeting to a listener that nothing names.
+fn disguised(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for number in 0..50 {
+        let stream = streams.make();
+        let (length, disguised) = like_a_tls_record(stream.number);
+        let bare = Segment::at(0, b"").flags(ACK);
+        // The server reads the length from the first segment, and the rest from the second.
+        let third = vec![bare, Segment::at(0, &length), Segment::at(0, &disguised)];
+        let opening = Opening {
+            third: Some(third),
+            ..stamped()
+        };
+        attempts.push(Attempt::new(format!("{number}"), &stream, []).opening(opening));
+    }
+    attempts
+}
+
+// A hole. The gate lets the first segment pass because it does not cover the sequence id, and the second because
+// it looks like a ClientHello; the server has read the login and its command before its greeting has it denied.
+#[test]
+#[ignore = "gets in at a listener that nothing names"]
+fn login_disguised_as_tls_before_the_greeting_gets_nothing_in() {
+    let place = Place {
+        port: 3399,
+        // The agent does not know the short form of --extra-port, so that nothing names the port.
+        with: &["--extra-por=3399", "--extra-max-connections=1000"],
+        ..Place::MARIADB
+    };
+    place.keeps_out(disguised);
 }
