@@ -247,8 +247,9 @@ fn make_at_once(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> 
         let local = stack.open(attempt.opening.clone());
         locals.push(local.with_context(|| attempt.name.clone())?);
     }
+    let end = Instant::now() + patience;
     for (attempt, local) in attempts.iter().zip(&locals) {
-        await_greeting(stack, attempt, *local, patience)?;
+        await_greeting(stack, attempt, *local, end)?;
     }
     let longest = attempts.iter().map(|attempt| attempt.steps.len()).max();
     for number in 0..longest.unwrap_or_default() {
@@ -276,15 +277,16 @@ fn make_at_once(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> 
     stack.pump(SETTLE)
 }
 
-/// A handshake with payload may come to nothing; every other ends with a greeting.
+/// A handshake with payload may come to nothing, and is given up at `end`; every other ends with a greeting.
 fn await_greeting(
     stack: &mut Stack,
     attempt: &Attempt,
     local: SocketAddr,
-    patience: Duration,
+    end: Instant,
 ) -> Result<()> {
     let is_plain = attempt.opening.is_plain();
-    let patience = if is_plain { PATIENCE } else { patience };
+    let left = end.saturating_duration_since(Instant::now());
+    let patience = if is_plain { PATIENCE } else { left };
     let is_greeted = stack.watch(local, patience, |it| it.greeting().is_some())?;
     ensure!(is_greeted || !is_plain, "no greeting: {}", attempt.name);
     Ok(())

@@ -19,9 +19,9 @@ use musttls_tests::server::{OPEN_USER, Options, Product, Server};
 use musttls_tests::tcp::Stack;
 
 /// In a normal test run: about a minute.
-const SESSIONS: usize = 12_000;
+const SESSIONS: usize = 16_000;
 /// Attempts at a time.
-const BATCH: usize = 200;
+const BATCH: usize = 400;
 /// How long the last of a batch may take that come to nothing.
 const A_MOMENT: Duration = Duration::from_millis(60);
 /// One honest client for so many attempts.
