@@ -20,6 +20,12 @@ use crate::wire::{CLIENT_SSL, query};
 
 /// Numbers below are in the table from the start.
 const FIRST_NUMBER: u32 = 1000;
+/// A port that the agent does not know for that of a server, because it does not read the short form of
+/// --extra-port: the gate judges from the greeting on.
+pub const UNNAMED_PORT: u16 = 3399;
+/// Options of a server that listens there.
+pub const UNNAMED_OPTIONS: [&str; 2] = ["--extra-por=3399", "--extra-max-connections=2000"];
+
 /// Connections at the same time: servers take as many handshakes at once.
 const AT_A_TIME: usize = 400;
 /// What a step that settles waits for: the server's kernel, and the gate, to be done with what was sent.
@@ -57,6 +63,9 @@ pub struct Stream {
     pub plain: Vec<u8>,
     /// The same as something that passes: first with `CLIENT_SSL` set, a claim of TLS that no TLS follows.
     pub lures: Vec<Vec<u8>>,
+    /// The plaintext of the form before 4.1, as long, whose packet header a TLS record has, too: its length is not
+    /// that of the login.
+    pub disguised: Vec<u8>,
     /// Whether it goes over IPv6.
     pub is_v6: bool,
 }
@@ -145,13 +154,29 @@ impl<'a> Streams<'a> {
             lures.push(behind(login.packet_41()));
             lures.push(behind(login.packet_320()));
         }
+        let login = login.packet_41();
+        let disguised = behind(disguised(login.len()));
         Stream {
             number,
-            plain: behind(login.packet_41()),
+            plain: behind(login),
+            disguised,
             lures,
             is_v6: self.is_v6,
         }
     }
+}
+
+/// A login of [`OPEN_USER`] of `len` bytes, header included, in the form before 4.1 and disguised as a TLS record.
+fn disguised(len: usize) -> Vec<u8> {
+    // Of the flags CLIENT_CONNECT_WITH_DB, and in place of a ClientHello's type one that changes nothing; then
+    // the largest packet.
+    let mut login = vec![0x16, 3, 1, 1, 8, 1, 0, 0, 0];
+    for text in [OPEN_USER, "", SCHEMA] {
+        login.extend(text.as_bytes());
+        login.push(0);
+    }
+    login.resize(len, 0);
+    login
 }
 
 /// What is done at a time.

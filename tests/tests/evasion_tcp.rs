@@ -13,9 +13,9 @@ use musttls_tests::agent::Agent;
 use musttls_tests::attack::{self, Attempt, Stream, Streams};
 use musttls_tests::evidence;
 use musttls_tests::netns::Net;
-use musttls_tests::server::{OPEN_USER, Options, PORT, Product, SCHEMA, Server};
+use musttls_tests::server::{Options, PORT, Product, Server};
 use musttls_tests::tcp::{ACK, Extension, FIN, Opening, PSH, RST, SYN, Segment, Stack, Stamp};
-use musttls_tests::wire::{packet, query, ssl_request};
+use musttls_tests::wire::ssl_request;
 
 /// How long an attempt is waited for that comes to nothing.
 const A_WHILE: Duration = Duration::from_millis(700);
@@ -821,34 +821,14 @@ fn ends_of_the_connection_around_the_login_get_nothing_in() {
     Place::MYSQL.keeps_out(build);
 }
 
-/// A login in the form before 4.1 whose packet header a TLS record has, too: its length is not that of the login.
-fn like_a_tls_record(number: u32) -> (Vec<u8>, Vec<u8>) {
-    // CLIENT_CONNECT_WITH_DB, and in place of a ClientHello's type a flag that changes nothing.
-    let head = [8, 1, 0, 0, 0].as_slice();
-    let login = [
-        head,
-        OPEN_USER.as_bytes(),
-        b"\0\0",
-        SCHEMA.as_bytes(),
-        b"\0",
-    ]
-    .concat();
-    let login = packet(1, &login);
-    let command = query(&format!("INSERT INTO t VALUES ({number})"));
-    let behind = login[4..].to_vec();
-    let disguised = [&[0x16, 3, 1, 1], behind.as_slice(), &command].concat();
-    (login[..3].to_vec(), disguised)
-}
-
 /// Sent before the greeting to a listener that nothing names.
 fn disguised(streams: &mut Streams<'_>) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     for number in 0..50 {
         let stream = streams.make();
-        let (length, disguised) = like_a_tls_record(stream.number);
         let bare = Segment::at(0, b"").flags(ACK);
         // The server reads the length from the first segment, and the rest from the second.
-        let third = vec![bare, Segment::at(0, &length), Segment::at(0, &disguised)];
+        let third = vec![bare, stream.plain(0, 3), Segment::at(0, &stream.disguised)];
         let opening = Opening {
             third: Some(third),
             ..stamped()
@@ -858,11 +838,9 @@ fn disguised(streams: &mut Streams<'_>) -> Vec<Attempt> {
     attempts
 }
 
-/// The agent does not know the short form of --extra-port, so that nothing names this port: the gate judges from
-/// the greeting on.
 const UNNAMED: Place = Place {
-    port: 3399,
-    with: &["--extra-por=3399", "--extra-max-connections=1000"],
+    port: attack::UNNAMED_PORT,
+    with: &attack::UNNAMED_OPTIONS,
     ..Place::MARIADB
 };
 

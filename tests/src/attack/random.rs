@@ -77,6 +77,31 @@ pub fn attempt(seed: u64, stream: &Stream) -> Attempt {
     attempt
 }
 
+/// The attempt of `seed` that sends most before the greeting, at once.
+#[must_use]
+pub fn early_attempt(seed: u64, stream: &Stream) -> Attempt {
+    let mut maker = Maker {
+        random: Random::new(seed),
+        plain: stream.plain.clone(),
+        lures: vec![stream.disguised.clone(), stream.plain.clone()],
+        is_v6: stream.is_v6,
+    };
+    let mut opening = maker.opening();
+    (opening.syn_payload, opening.fast_open) = (Vec::new(), None);
+    let mut early = vec![Segment::at(0, b"").flags(ACK)];
+    early.extend(maker.segments());
+    // What was held is not missed where the rest is: some come only behind the greeting.
+    early.retain(|segment| {
+        segment.offset != 0 || maker.random.chance(70) || segment.bytes.is_empty()
+    });
+    opening.third = Some(early);
+    let mut attempt = Attempt::new(format!("seed {seed}"), stream, []).opening(opening);
+    attempt
+        .steps
+        .extend(maker.login().into_iter().map(Step::Send));
+    attempt
+}
+
 struct Maker {
     random: Random,
     plain: Vec<u8>,
@@ -265,6 +290,7 @@ mod tests {
         claim[5] |= 8;
         Stream {
             number: 1,
+            disguised: plain.clone(),
             plain,
             lures: vec![claim],
             is_v6: false,
