@@ -271,7 +271,11 @@ impl Stack {
     /// One on the network that `db` leads to `client`, for connections to `server`.
     pub fn new(client: &Host, db: &Host, server: SocketAddr) -> Result<Self> {
         let network = db.lend_network(client, server.is_ipv4())?;
-        client.run(|| Self::here(network, server))?
+        let mut stack = client.run(|| Self::here(network, server))??;
+        // While the next hop is not known the kernel keeps some 270 packets, and drops the oldest.
+        let local = stack.connect(Opening::default())?;
+        stack.abort(local)?;
+        Ok(stack)
     }
 
     fn here(network: IpAddr, server: SocketAddr) -> Result<Self> {

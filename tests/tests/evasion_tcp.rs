@@ -77,11 +77,7 @@ impl Place {
             net.app.db_v4()
         };
         let to = SocketAddr::new(to, self.port);
-        let mut stack = Stack::new(&net.app, &net.db, to).unwrap();
-        // Who is next on the way is found out before it matters in which order segments arrive.
-        let local = stack.connect(Opening::default()).unwrap();
-        stack.abort(local).unwrap();
-        stack
+        Stack::new(&net.app, &net.db, to).unwrap()
     }
 
     /// Makes the attempts that `build` builds in either mode.
