@@ -258,15 +258,26 @@ pub fn is_over(connection: &Connection) -> bool {
         || connection.is_tls()
 }
 
-/// Makes the attempts, many at the same time. Those that have come to nothing after `patience` are left, too.
-pub fn make(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> Result<()> {
+/// Makes the attempts, many at the same time. Those that have come to nothing after `patience` are left; those that
+/// work are waited for as long as `success`.
+pub fn make(
+    stack: &mut Stack,
+    attempts: &[Attempt],
+    success: Duration,
+    patience: Duration,
+) -> Result<()> {
     for some in attempts.chunks(AT_A_TIME) {
-        make_at_once(stack, some, patience)?;
+        make_at_once(stack, some, success, patience)?;
     }
     Ok(())
 }
 
-fn make_at_once(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> Result<()> {
+fn make_at_once(
+    stack: &mut Stack,
+    attempts: &[Attempt],
+    success: Duration,
+    patience: Duration,
+) -> Result<()> {
     let mut locals = Vec::new();
     for attempt in attempts {
         let local = stack.open(attempt.opening.clone());
@@ -295,6 +306,9 @@ fn make_at_once(stack: &mut Stack, attempts: &[Attempt], patience: Duration) -> 
         }
     }
     await_all(stack, &locals, patience, is_over)?;
+    let works = attempts.iter().zip(&locals).filter(|(it, _)| it.works);
+    let works: Vec<_> = works.map(|(_, local)| *local).collect();
+    await_all(stack, &works, success, is_over)?;
     for local in locals {
         stack.abort(local)?;
     }

@@ -95,7 +95,7 @@ impl Site<'_> {
         for seed in seeds {
             attempts.push((self.attempt)(seed, &self.streams.make()));
         }
-        attack::make(&mut self.stack, &attempts, A_MOMENT).unwrap();
+        attack::make(&mut self.stack, &attempts, Duration::ZERO, A_MOMENT).unwrap();
         if self.server.offers_tls() {
             for _ in 0..attempts.len().div_ceil(HONEST) {
                 let isn = u32::try_from(self.random.number() >> 32).unwrap();

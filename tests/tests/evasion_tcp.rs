@@ -15,6 +15,7 @@ use musttls_tests::evidence;
 use musttls_tests::netns::Net;
 use musttls_tests::server::{Options, PORT, Product, Server};
 use musttls_tests::tcp::{ACK, Extension, FIN, Opening, PSH, RST, SYN, Segment, Stack, Stamp};
+use musttls_tests::wait::PATIENCE;
 use musttls_tests::wire::ssl_request;
 
 /// How long an attempt is waited for that comes to nothing.
@@ -89,7 +90,7 @@ impl Place {
 
         let agent = Agent::start("mode = \"observe\"").unwrap();
         let attempts = build(&mut streams);
-        attack::make(&mut stack, &attempts, A_WHILE).unwrap();
+        attack::make(&mut stack, &attempts, PATIENCE, A_WHILE).unwrap();
         let before = attack::carried_out(&server).unwrap();
         let names = |of: &dyn Fn(&Attempt) -> bool| -> Vec<String> {
             let named = |attempt: &&Attempt| of(attempt);
@@ -109,7 +110,7 @@ impl Place {
         let mut agent = Agent::start(&attack::enforcing(self.excepted)).unwrap();
         let mark = evidence::mark(&server).unwrap();
         let attempts = build(&mut streams);
-        attack::make(&mut stack, &attempts, A_WHILE).unwrap();
+        attack::make(&mut stack, &attempts, Duration::ZERO, A_WHILE).unwrap();
         let after = attack::carried_out(&server).unwrap();
         let got_in = |attempt: &&Attempt| after.contains(&attempt.number);
         let got_in: Vec<_> = attempts.iter().filter(got_in).map(|it| &it.name).collect();
