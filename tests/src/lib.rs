@@ -9,7 +9,9 @@
 //! | [`raw`] | a client that speaks the protocol byte by byte |
 //! | [`mysqlx`] | messages of X Protocol |
 //! | [`wire`] | the packets that it sends and reads |
+//! | [`tcp`] | a TCP of the tests' own, for a client that misbehaves segment by segment |
 //! | [`agent`] | `musttls` itself: configuration, signals, its answers |
+//! | [`attack`] | plaintext logins smuggled segment by segment |
 //! | [`audit`] | the agent's records |
 //! | [`evidence`] | what the server itself says about its clients |
 //! | [`certs`] | certificates of the servers |
@@ -21,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod attack;
 pub mod audit;
 pub mod certs;
 pub mod client;
@@ -30,5 +33,6 @@ pub mod netns;
 pub mod place;
 pub mod raw;
 pub mod server;
+pub mod tcp;
 pub mod wait;
 pub mod wire;

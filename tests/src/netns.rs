@@ -80,6 +80,8 @@ impl Host {
             file,
             network,
         };
+        // A link that still looks for its own address on others cannot ask for a neighbour's.
+        host.set_sysctl("net.ipv6.conf.default.accept_dad", "0")?;
         host.ip(&["link", "set", "lo", "up"])?;
         Ok(host)
     }
@@ -139,6 +141,30 @@ impl Host {
     #[must_use]
     pub fn db_v6(&self) -> IpAddr {
         Ipv6Addr::new(0xfd77, self.network.into(), 0, 0, 0, 0, 0, 1).into()
+    }
+
+    /// Leads a network of addresses that no kernel owns to `client`, and returns its first one. Packets to
+    /// them reach that host's packet sockets; the host itself drops them without a word.
+    pub fn lend_network(&self, client: &Self, is_v4: bool) -> Result<IpAddr> {
+        let number = client.network;
+        let (first, network, via) = if is_v4 {
+            let first = Ipv4Addr::new(10, 78, number, 1).into();
+            (first, format!("10.78.{number}.0/24"), client.v4())
+        } else {
+            let first = Ipv6Addr::new(0xfd78, number.into(), 0, 0, 0, 0, 0, 1).into();
+            (first, format!("fd78:{number}::/64"), client.v6())
+        };
+        self.ip(&["route", "replace", &network, "via", &via.to_string()])?;
+        // Without it IPv6 answers that there is no route, which ends handshakes.
+        client.ip(&["route", "replace", "blackhole", &network])?;
+        Ok(first)
+    }
+
+    /// Sets a kernel parameter of this host's network, as `sysctl(8)` names it.
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        self.run(|| fs::write(&path, value))?
+            .with_context(|| format!("set {name} to {value}"))
     }
 
     /// Runs `work` in a thread inside the namespace; sockets made there stay there.

@@ -154,15 +154,8 @@ impl Raw {
 
     /// Goes over to TLS, whatever the server's certificate says.
     pub fn into_tls(self) -> Result<Raw<StreamOwned<ClientConnection, TcpStream>>> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .context("choose TLS versions")?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
-            .with_no_client_auth();
         let name = ServerName::try_from("db.test").context("name the server")?;
-        let connection = ClientConnection::new(Arc::new(config), name).context("start TLS")?;
+        let connection = ClientConnection::new(tls_config()?, name).context("start TLS")?;
         let mut stream = StreamOwned::new(connection, self.stream);
         while stream.conn.is_handshaking() {
             stream
@@ -239,6 +232,18 @@ impl<S: std::io::Read + std::io::Write> Raw<S> {
 
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// TLS that takes every certificate.
+pub(crate) fn tls_config() -> Result<Arc<ClientConfig>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("choose TLS versions")?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    Ok(Arc::new(config))
 }
 
 /// Takes every certificate: what is tested is the transport.

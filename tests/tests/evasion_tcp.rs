@@ -1,0 +1,875 @@
+//! Enforce mode against clients that misbehave segment by segment.
+//!
+//! Every attempt is made twice: in observe mode, which shows whether the trick works at all, and in enforce
+//! mode, where the server must have carried out nothing and logged no login.
+
+#![cfg(test)]
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use musttls_tests::agent::Agent;
+use musttls_tests::attack::{self, Attempt, Stream, Streams};
+use musttls_tests::evidence;
+use musttls_tests::netns::Net;
+use musttls_tests::server::{Options, PORT, Product, Server};
+use musttls_tests::tcp::{ACK, Extension, FIN, Opening, PSH, RST, SYN, Segment, Stack, Stamp};
+use musttls_tests::wait::PATIENCE;
+use musttls_tests::wire::ssl_request;
+
+/// How long an attempt is waited for that comes to nothing.
+const A_WHILE: Duration = Duration::from_millis(700);
+
+/// Where attempts are made.
+struct Place {
+    product: Product,
+    tls: bool,
+    v6: bool,
+    /// Its port, if not the classic one.
+    port: u16,
+    /// Options of the server.
+    with: &'static [&'static str],
+    /// Users whose plaintext logins are allowed.
+    excepted: &'static [&'static str],
+    /// Kernel parameters of the server's host, set before it starts.
+    sysctls: &'static [(&'static str, &'static str)],
+}
+
+impl Place {
+    const MARIADB: Self = Self {
+        product: Product::MariaDb,
+        tls: true,
+        v6: false,
+        port: PORT,
+        with: &[],
+        excepted: &[],
+        sysctls: &[],
+    };
+    const MARIADB_V6: Self = Self {
+        v6: true,
+        ..Self::MARIADB
+    };
+    const MARIADB_WITHOUT_TLS: Self = Self {
+        tls: false,
+        ..Self::MARIADB
+    };
+    const MYSQL: Self = Self {
+        product: Product::MySql,
+        ..Self::MARIADB
+    };
+
+    fn server(&self, net: &Net) -> Server {
+        for (name, value) in self.sysctls {
+            net.db.set_sysctl(name, value).unwrap();
+        }
+        let mut options = attack::patient(Options::new(self.product));
+        options.tls = self.tls;
+        for option in self.with {
+            options = options.with(option);
+        }
+        Server::start(&net.db, &options).unwrap()
+    }
+
+    fn stack(&self, net: &Net) -> Stack {
+        let to = if self.v6 {
+            net.app.db_v6()
+        } else {
+            net.app.db_v4()
+        };
+        let to = SocketAddr::new(to, self.port);
+        Stack::new(&net.app, &net.db, to).unwrap()
+    }
+
+    /// Makes the attempts that `build` builds in either mode.
+    fn keeps_out(&self, build: impl Fn(&mut Streams<'_>) -> Vec<Attempt>) {
+        let net = Net::new().unwrap();
+        let server = self.server(&net);
+        let mut streams = Streams::new(&server, self.v6).excepting(self.excepted);
+        let mut stack = self.stack(&net);
+
+        let agent = Agent::start("mode = \"observe\"").unwrap();
+        let attempts = build(&mut streams);
+        attack::make(&mut stack, &attempts, PATIENCE, A_WHILE).unwrap();
+        let before = attack::carried_out(&server).unwrap();
+        let names = |of: &dyn Fn(&Attempt) -> bool| -> Vec<String> {
+            let named = |attempt: &&Attempt| of(attempt);
+            attempts
+                .iter()
+                .filter(named)
+                .map(|attempt| attempt.name.clone())
+                .collect()
+        };
+        assert_eq!(
+            names(&|attempt| before.contains(&attempt.number)),
+            names(&|attempt| attempt.works),
+            "where nothing is refused"
+        );
+        drop(agent);
+
+        let mut agent = Agent::start(&attack::enforcing(self.excepted)).unwrap();
+        let mark = evidence::mark(&server).unwrap();
+        let attempts = build(&mut streams);
+        attack::make(&mut stack, &attempts, Duration::ZERO, A_WHILE).unwrap();
+        let after = attack::carried_out(&server).unwrap();
+        let got_in = |attempt: &&Attempt| after.contains(&attempt.number);
+        let got_in: Vec<_> = attempts.iter().filter(got_in).map(|it| &it.name).collect();
+        assert_eq!(got_in, [""; 0], "carried out");
+        assert_eq!(
+            after.difference(&before).collect::<BTreeSet<_>>(),
+            BTreeSet::new()
+        );
+        assert_eq!(attack::plaintext_logins(&server, mark).unwrap(), [""; 0]);
+        assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+    }
+}
+
+/// Overlapping segments as (from, to, copy), and whose bytes Linux delivers, by column.
+type Overlap = (&'static [(usize, usize, char)], &'static str);
+
+/// Measured on 5.10, 6.1, 6.12, 7.2 and 7.3, all alike (ADR 0002).
+const OVERLAPS: [Overlap; 6] = [
+    (&[(1, 10, 'x'), (0, 10, 'G')], "GGGGGGGGGG"),
+    (&[(1, 10, 'x'), (0, 1, 'G')], "Gxxxxxxxxx"),
+    (&[(4, 10, 'x'), (2, 8, 'y'), (0, 2, 'G')], "GGyyyyyyxx"),
+    (&[(2, 6, 'x'), (4, 10, 'y'), (0, 2, 'G')], "GGxxxxyyyy"),
+    (&[(4, 6, 'x'), (2, 10, 'y'), (0, 2, 'G')], "GGyyyyyyyy"),
+    (&[(0, 4, 'G'), (0, 10, 'x')], "GGGGxxxxxx"),
+];
+/// Which of the copies are a claim of TLS.
+const CLAIMS: [&str; 7] = ["", "G", "x", "y", "Gx", "Gy", "xy"];
+/// Offset of the byte that holds `CLIENT_SSL`.
+const FLAGS: usize = 5;
+
+/// One overlap, with its column `column` at the flags, where the copies differ.
+fn overlap(stream: &Stream, overlap: Overlap, column: usize, claims: &str) -> Attempt {
+    let (segments, delivered) = overlap;
+    let start = FLAGS - column;
+    let mut all = vec![stream.plain(0, start)];
+    for (from, to, copy) in segments {
+        let bytes = if claims.contains(*copy) {
+            stream.claim_bytes()
+        } else {
+            stream.plain.as_slice()
+        };
+        all.push(Segment::of(bytes, start + from, start + to));
+    }
+    all.push(stream.plain(start + 10, stream.len()));
+    let all = all.into_iter().filter(|segment| !segment.bytes.is_empty());
+    let owner = char::from(delivered.as_bytes()[column]);
+    let name = format!("{delivered} from {start}, claims: {claims:?}");
+    Attempt::new(name, stream, all).works_if(!claims.contains(owner))
+}
+
+fn overlaps(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for row in OVERLAPS {
+        let has = |copy| row.0.iter().any(|(_, _, of)| *of == copy);
+        for claims in CLAIMS.iter().filter(|claims| claims.chars().all(has)) {
+            for column in 0..=FLAGS {
+                attempts.push(overlap(&streams.make(), row, column, claims));
+            }
+        }
+    }
+    attempts
+}
+
+#[test]
+fn overlapping_copies_get_no_login_in() {
+    Place::MARIADB.keeps_out(overlaps);
+    Place::MYSQL.keeps_out(overlaps);
+}
+
+#[test]
+fn overlapping_copies_over_ipv6_get_no_login_in() {
+    Place::MARIADB_V6.keeps_out(overlaps);
+}
+
+/// A server without TLS ignores the flag, so that claims get in as well.
+#[test]
+fn overlapping_copies_get_no_login_into_a_server_without_tls() {
+    Place::MARIADB_WITHOUT_TLS.keeps_out(|streams| {
+        let all = overlaps(streams).into_iter();
+        all.map(|attempt| attempt.works_if(true)).collect()
+    });
+}
+
+/// The plaintext in different cuts and orders, none of which needs a gap to be filled later.
+fn cuts(stream: &Stream) -> Vec<Vec<Segment>> {
+    let len = stream.len();
+    let mut all = vec![vec![stream.whole()]];
+    for cut in [3, 4, 5, 6, 36, 40] {
+        let (first, second) = (stream.plain(0, cut), stream.plain(cut, len));
+        all.push(vec![first.clone(), second.clone()]);
+        all.push(vec![second, first]);
+    }
+    all
+}
+
+/// Every byte in a segment of its own, in `order`.
+fn singly(stream: &Stream, order: impl Iterator<Item = usize>) -> Vec<Segment> {
+    order.map(|at| stream.plain(at, at + 1)).collect()
+}
+
+#[test]
+fn any_order_of_segments_gets_no_login_in() {
+    let orders = |streams: &mut Streams<'_>| {
+        let mut attempts = Vec::new();
+        let patterns = streams.make();
+        for (number, _) in cuts(&patterns).iter().enumerate() {
+            let stream = streams.make();
+            let segments = cuts(&stream).swap_remove(number);
+            attempts.push(Attempt::new(format!("cut {number}"), &stream, segments));
+        }
+        // The head alone singly: each segment is waited for.
+        for backwards in [false, true] {
+            let stream = streams.make();
+            let tail = stream.plain(12, stream.len());
+            let mut segments = if backwards {
+                singly(&stream, (0..12).rev())
+            } else {
+                singly(&stream, 0..12)
+            };
+            segments.insert(if backwards { 0 } else { 12 }, tail);
+            attempts.push(Attempt::new(
+                format!("singly, backwards: {backwards}"),
+                &stream,
+                segments,
+            ));
+        }
+        attempts
+    };
+    Place::MARIADB.keeps_out(orders);
+    Place::MYSQL.keeps_out(orders);
+}
+
+/// What has the server's TCP discard a segment that the gate sees.
+type Defect = fn(Segment) -> Segment;
+
+const DEFECTS: [(&str, Defect); 15] = [
+    ("wrong checksum", Segment::unsound),
+    ("old timestamp", |segment| segment.stamp(Stamp::Old)),
+    ("acknowledges too much", Segment::ack_ahead),
+    ("no ACK flag", |segment| segment.flags(PSH)),
+    ("no flags", |segment| segment.flags(0)),
+    ("SYN", |segment| segment.flags(SYN)),
+    ("SYN and ACK", |segment| segment.flags(SYN | ACK)),
+    ("SYN before the stream", |segment| {
+        moved(segment, -1).flags(SYN | ACK)
+    }),
+    ("RST without a match", |segment| {
+        moved(segment, 1).flags(RST | ACK)
+    }),
+    ("wrong checksum and FIN", |segment| {
+        segment.flags(FIN | ACK).unsound()
+    }),
+    ("wrong checksum and RST", |segment| {
+        segment.flags(RST | ACK).unsound()
+    }),
+    ("wrong checksum and TTL 1", |segment| {
+        segment.hops(1).unsound()
+    }),
+    ("behind the window", |segment| moved(segment, 1 << 20)),
+    ("far behind the window", |segment| moved(segment, i32::MAX)),
+    ("far before the stream", |segment| moved(segment, i32::MIN)),
+];
+
+fn moved(mut segment: Segment, by: i32) -> Segment {
+    segment.offset = segment.offset.wrapping_add(by);
+    segment
+}
+
+/// A lure that is discarded, by its number in each stream, and then the plaintext.
+fn decoys(streams: &mut Streams<'_>, lure: usize) -> Vec<Attempt> {
+    let patterns = cuts(&streams.make()).len();
+    let mut attempts = Vec::new();
+    for (name, defect) in DEFECTS {
+        // 20 bytes of payload and the headers are below the 76 bytes up to which the kernel sums at once.
+        for len in [20, usize::MAX] {
+            for number in 0..patterns {
+                let stream = streams.make();
+                let mut segments = vec![defect(Segment::of(&stream.lures[lure], 0, len))];
+                segments.extend(cuts(&stream).swap_remove(number));
+                let name = format!("{name}, {len} bytes, then cut {number}");
+                attempts.push(Attempt::new(name, &stream, segments).opening(stamped()));
+            }
+        }
+    }
+    attempts
+}
+
+fn stamped() -> Opening {
+    Opening {
+        isn: 77,
+        stamps: true,
+        ..Opening::default()
+    }
+}
+
+#[test]
+fn claims_that_the_server_discards_get_no_login_in() {
+    Place::MARIADB.keeps_out(|streams| decoys(streams, 0));
+}
+
+#[test]
+fn claims_that_a_server_without_tls_discards_get_no_login_in() {
+    Place::MARIADB_WITHOUT_TLS.keeps_out(|streams| decoys(streams, 0));
+}
+
+#[test]
+fn excepted_logins_that_the_server_discards_get_no_other_user_in() {
+    let place = Place {
+        excepted: &attack::EXCEPTED,
+        ..Place::MARIADB
+    };
+    // Behind the claim, each user in the 4.1 form and in the one before.
+    place.keeps_out(|streams| (1..=4).flat_map(|lure| decoys(streams, lure)).collect());
+}
+
+/// Nothing counts the TTL down between the hook and the server, so that it hides nothing.
+#[test]
+fn low_ttl_gets_no_login_in() {
+    Place::MARIADB.keeps_out(|streams| {
+        let mut attempts = Vec::new();
+        for hops in [0, 1] {
+            let stream = streams.make();
+            let name = format!("TTL {hops}");
+            attempts.push(Attempt::new(
+                name.clone(),
+                &stream,
+                [stream.whole().hops(hops)],
+            ));
+            let stream = streams.make();
+            let segments = [stream.claim(0, usize::MAX).hops(hops), stream.whole()];
+            attempts.push(Attempt::new(format!("claim with {name}"), &stream, segments).futile());
+        }
+        attempts
+    });
+}
+
+/// `stream` with one more byte at `offset`, which the server does not read if it is urgent.
+fn with_urgent_byte(stream: &Stream, offset: usize) -> Vec<u8> {
+    // 1 passes for a sequence id, 0x0a for flags with `CLIENT_SSL` and `CLIENT_PROTOCOL_41`.
+    let byte = if offset == 3 { 1 } else { 0x0a };
+    let mut bytes = stream.plain.clone();
+    bytes.insert(offset, byte);
+    bytes
+}
+
+fn urgent(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for offset in [0, 1, 2, 3, 4, 5, 6, 7, 8, 20, 36, 40] {
+        let pointer = u16::try_from(offset + 1).unwrap();
+        let at = i32::try_from(offset).unwrap();
+        let empty = Segment::at(0, b"").flags(ACK).urgent(pointer);
+        let all = |bytes: &[u8]| Segment::at(0, bytes);
+        let mut add = |name: &str, make: &dyn Fn(&[u8]) -> Vec<Segment>| {
+            let stream = streams.make();
+            let segments = make(&with_urgent_byte(&stream, offset));
+            attempts.push(Attempt::new(
+                format!("{name} at {offset}"),
+                &stream,
+                segments,
+            ));
+        };
+        add("empty segment, URG", &|bytes| {
+            vec![empty.clone(), all(bytes)]
+        });
+        add("empty segment at the byte, URG", &|bytes| {
+            vec![Segment::at(at, b"").flags(ACK).urgent(1), all(bytes)]
+        });
+        add("one segment, URG", &|bytes| {
+            vec![all(bytes).urgent(pointer)]
+        });
+        add("URG in a segment of the byte alone", &|bytes| {
+            vec![
+                Segment::of(bytes, 0, offset),
+                Segment::of(bytes, offset, offset + 1).urgent(1),
+                Segment::of(bytes, offset + 1, bytes.len()),
+            ]
+        });
+        add("URG in a segment before the stream", &|bytes| {
+            vec![Segment::at(-1, b"?").urgent(pointer + 1), all(bytes)]
+        });
+        add("URG and then the claim without it", &|bytes| {
+            let mut claim = bytes.to_vec();
+            claim[if offset <= 4 { 6 } else { 5 }] |= 8;
+            vec![
+                empty.clone(),
+                Segment::of(&claim, 0, 30).unsound(),
+                all(bytes),
+            ]
+        });
+    }
+    attempts
+}
+
+#[test]
+fn urgent_pointer_at_any_offset_gets_no_login_in() {
+    Place::MARIADB.keeps_out(urgent);
+    Place::MYSQL.keeps_out(urgent);
+}
+
+/// Opens with `third` in place of the bare ACK, then goes on as if that had been lost.
+fn on_third_ack(name: &str, stream: &Stream, third: &[Segment]) -> Attempt {
+    let opening = Opening {
+        isn: 77,
+        third: Some(third.to_vec()),
+        ..Opening::default()
+    };
+    let bare = Segment::at(0, b"").flags(ACK);
+    Attempt::new(name, stream, [bare, stream.whole()]).opening(opening)
+}
+
+fn third_acks(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let stream = streams.make();
+    let mut attempts = vec![on_third_ack("whole", &stream, &[stream.whole()])];
+    let stream = streams.make();
+    let last = [stream.whole().flags(ACK | PSH | FIN)];
+    attempts.push(on_third_ack("with FIN", &stream, &last));
+    let stream = streams.make();
+    let two = [stream.plain(0, FLAGS), stream.plain(FLAGS, stream.len())];
+    attempts.push(on_third_ack("in two segments", &stream, &two));
+    let stream = streams.make();
+    let decoy = [stream.claim(0, usize::MAX).unsound(), stream.whole()];
+    attempts.push(on_third_ack(
+        "behind a claim that is discarded",
+        &stream,
+        &decoy,
+    ));
+    let stream = streams.make();
+    let late = [stream.plain(FLAGS, stream.len()), stream.plain(0, FLAGS)];
+    // The first one completes the handshake, though it is not what comes next.
+    attempts.push(on_third_ack(
+        "in two segments, the second first",
+        &stream,
+        &late,
+    ));
+    for offset in [3, 4, 5] {
+        let stream = streams.make();
+        let pointer = u16::try_from(offset + 1).unwrap();
+        let urgent = Segment::at(0, b"").flags(ACK).urgent(pointer);
+        let mut attempt = on_third_ack("URG", &stream, &[urgent]);
+        attempt.steps.pop();
+        attempt.steps.pop();
+        let all = Segment::at(0, &with_urgent_byte(&stream, offset));
+        attempt
+            .steps
+            .extend([attack::Step::Send(all), attack::Step::Settle]);
+        attempts.push(attempt);
+    }
+    attempts
+}
+
+#[test]
+fn payload_on_the_third_ack_gets_no_login_in() {
+    Place::MARIADB.keeps_out(third_acks);
+    Place::MYSQL.keeps_out(third_acks);
+}
+
+#[test]
+fn payload_on_the_third_ack_under_syn_cookies_gets_no_login_in() {
+    let place = Place {
+        sysctls: &[("net.ipv4.tcp_syncookies", "2")],
+        ..Place::MARIADB
+    };
+    place.keeps_out(|streams| {
+        let mut attempts = third_acks(streams);
+        attempts.extend(overlaps(streams));
+        attempts
+    });
+}
+
+/// 0x403: fast open for clients and servers, for every listener; 0x200: without a cookie.
+const FAST_OPEN: &str = "net.ipv4.tcp_fastopen";
+
+fn in_syn(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let stream = streams.make();
+    let opening = |payload: &[u8]| Opening {
+        isn: 77,
+        syn_payload: payload.to_vec(),
+        fast_open: Some(Vec::new()),
+        ..Opening::default()
+    };
+    let syn = Segment::at(-1, b"").flags(SYN);
+    let again = [syn.clone(), stream.whole()];
+    let mut attempts =
+        vec![Attempt::new("in the SYN", &stream, again).opening(opening(&stream.plain))];
+    let stream = streams.make();
+    let rest = [
+        syn.clone(),
+        stream.plain(FLAGS, stream.len()),
+        stream.whole(),
+    ];
+    let head = opening(&stream.plain[..FLAGS]);
+    attempts.push(Attempt::new("its head in the SYN", &stream, rest).opening(head));
+    let stream = streams.make();
+    let empty = Attempt::new("behind an empty SYN", &stream, [stream.whole()]);
+    attempts.push(empty.opening(opening(b"")));
+    let stream = streams.make();
+    // Before the handshake is over the connection exists, and takes segments.
+    let early = Opening {
+        third: Some(vec![stream.claim(0, usize::MAX).unsound(), stream.whole()]),
+        ..opening(b"")
+    };
+    let bare = Segment::at(0, b"").flags(ACK);
+    let early = Attempt::new("on the third ACK", &stream, [bare, stream.whole()]).opening(early);
+    attempts.push(early);
+    let stream = streams.make();
+    // The SYN of a copy takes a number of the sequence, which the gate does not count.
+    let shifted = Segment::at(-1, &stream.plain).flags(SYN | ACK);
+    let shifted = Opening {
+        third: Some(vec![shifted]),
+        ..opening(b"")
+    };
+    let bare = Segment::at(0, b"").flags(ACK);
+    attempts.push(
+        Attempt::new("SYN and ACK", &stream, [bare])
+            .opening(shifted)
+            .futile(),
+    );
+    attempts
+}
+
+#[test]
+fn payload_in_the_syn_gets_no_login_in() {
+    let place = Place {
+        // A session that is denied before its handshake is over is held until the server gives up.
+        with: &["--connect-timeout=2"],
+        sysctls: &[(FAST_OPEN, "1539")],
+        ..Place::MARIADB
+    };
+    place.keeps_out(in_syn);
+}
+
+#[test]
+fn ip_options_get_no_login_in() {
+    let place = Place::MARIADB;
+    place.keeps_out(|streams| {
+        let mut attempts = Vec::new();
+        let record_route = [&[7, 39, 4][..], &[0; 36], &[0]].concat();
+        let router_alert = [0x94, 4, 0, 0];
+        for options in [vec![1; 4], vec![1; 40], record_route, router_alert.to_vec()] {
+            let name = format!("{} bytes of options", options.len());
+            let stream = streams.make();
+            let segments = [stream.whole().ip_options(&options)];
+            attempts.push(Attempt::new(name.clone(), &stream, segments));
+            let stream = streams.make();
+            let decoy = stream.claim(0, usize::MAX).ip_options(&options).unsound();
+            let segments = [decoy, stream.whole().ip_options(&options)];
+            attempts.push(Attempt::new(format!("claim and {name}"), &stream, segments));
+        }
+        attempts
+    });
+}
+
+fn fragments(streams: &mut Streams<'_>, sizes: &[usize]) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for size in sizes {
+        let stream = streams.make();
+        let segments = [stream.whole().in_fragments(*size)];
+        attempts.push(Attempt::new(
+            format!("fragments of {size}"),
+            &stream,
+            segments,
+        ));
+        let stream = streams.make();
+        let segments = [
+            stream.claim(0, usize::MAX).unsound().in_fragments(*size),
+            stream.whole().in_fragments(*size),
+        ];
+        attempts.push(Attempt::new(
+            format!("claim and fragments of {size}"),
+            &stream,
+            segments,
+        ));
+    }
+    attempts
+}
+
+#[test]
+fn ip_fragments_get_no_login_in() {
+    Place::MARIADB.keeps_out(|streams| fragments(streams, &[8, 16, 24, 64]));
+    // The first one must hold the whole header (RFC 8200 section 4.5).
+    Place::MARIADB_V6.keeps_out(|streams| fragments(streams, &[24, 32, 64]));
+}
+
+/// Hop-by-hop options, routing header, shim for destination options (RFC 8200 section 4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+
+#[test]
+fn ipv6_extension_headers_get_no_login_in() {
+    Place::MARIADB_V6.keeps_out(|streams| {
+        let destination = Extension::destination_options();
+        let mut rows = vec![
+            vec![Extension::padding(HOP_BY_HOP)],
+            vec![Extension::padding(HOP_BY_HOP), destination.clone()],
+            // No segments left: it has arrived.
+            vec![Extension {
+                kind: ROUTING,
+                body: vec![0; 7],
+            }],
+            vec![Extension::atomic_fragment()],
+            vec![
+                destination.clone(),
+                Extension::atomic_fragment(),
+                destination.clone(),
+            ],
+        ];
+        rows.extend([1, 2, 7, 8, 9, 16].map(|count| vec![destination.clone(); count]));
+        let mut attempts = Vec::new();
+        for row in rows {
+            let kinds: Vec<_> = row.iter().map(|header| header.kind).collect();
+            let stream = streams.make();
+            let segments = [stream.whole().extensions(&row)];
+            attempts.push(Attempt::new(format!("{kinds:?}"), &stream, segments));
+            let stream = streams.make();
+            let decoy = stream.claim(0, usize::MAX).extensions(&row).unsound();
+            let segments = [decoy, stream.whole().extensions(&row)];
+            attempts.push(Attempt::new(
+                format!("claim behind {kinds:?}"),
+                &stream,
+                segments,
+            ));
+            let stream = streams.make();
+            let behind = stream.plain(FLAGS, stream.len()).extensions(&row);
+            let segments = [behind, stream.plain(0, FLAGS)];
+            attempts.push(Attempt::new(
+                format!("in part behind {kinds:?}"),
+                &stream,
+                segments,
+            ));
+        }
+        attempts
+    });
+}
+
+/// A listener on `*` has IPv4 clients with mapped addresses; these are those of each family alone.
+#[test]
+fn listeners_of_one_family_let_no_login_in() {
+    let v4 = Place {
+        with: &["--bind-address=0.0.0.0"],
+        ..Place::MARIADB
+    };
+    v4.keeps_out(overlaps);
+    let v6 = Place {
+        with: &["--bind-address=fd77:1::1"],
+        ..Place::MARIADB_V6
+    };
+    v6.keeps_out(overlaps);
+}
+
+#[test]
+fn sequence_numbers_that_wrap_get_no_login_in() {
+    Place::MARIADB.keeps_out(|streams| {
+        let mut attempts = Vec::new();
+        for before in (0..=12).chain([36, 40]) {
+            // The byte at this offset has sequence number 0.
+            let opening = Opening {
+                isn: u32::MAX - before,
+                ..Opening::default()
+            };
+            let mut add = |name: &str, make: &dyn Fn(&Stream) -> Vec<Segment>| {
+                let stream = streams.make();
+                let name = format!("{name}, 0 at offset {before}");
+                let attempt = Attempt::new(name, &stream, make(&stream));
+                attempts.push(attempt.opening(opening.clone()));
+            };
+            add("whole", &|stream| vec![stream.whole()]);
+            add("in two", &|stream| {
+                vec![stream.plain(FLAGS, stream.len()), stream.plain(0, FLAGS)]
+            });
+            add("claim", &|stream| {
+                vec![stream.claim(0, usize::MAX).unsound(), stream.whole()]
+            });
+            add("claim on top", &|stream| {
+                let over = stream.claim(4, 20);
+                vec![over, stream.plain(0, 20), stream.plain(20, stream.len())]
+            });
+        }
+        attempts
+    });
+}
+
+#[test]
+fn beginning_of_a_packet_of_full_length_gets_nothing_in() {
+    Place::MARIADB.keeps_out(|streams| {
+        let stream = streams.make();
+        let mut bytes = stream.plain.clone();
+        bytes[..3].fill(0xff);
+        bytes.resize(60_000, 0);
+        let segments = bytes.chunks(1400).enumerate();
+        let segments: Vec<_> = segments
+            .map(|(number, chunk)| Segment::at(i32::try_from(number * 1400).unwrap(), chunk))
+            .collect();
+        vec![Attempt::new("full length", &stream, segments).futile()]
+    });
+}
+
+#[test]
+fn tls_request_and_plaintext_get_no_login_in() {
+    let build = |streams: &mut Streams<'_>| {
+        let request = ssl_request();
+        let mut attempts = Vec::new();
+        for sequence in [1, 2] {
+            let mut add = |name: &str, make: &dyn Fn(&[u8]) -> Vec<Segment>| {
+                let mut stream = streams.make();
+                stream.plain[3] = sequence;
+                let bytes = [request.clone(), stream.plain.clone()].concat();
+                let name = format!("{name}, sequence id {sequence}");
+                attempts.push(Attempt::new(name, &stream, make(&bytes)).futile());
+            };
+            add("one segment", &|bytes| vec![Segment::at(0, bytes)]);
+            add("two segments", &|bytes| {
+                vec![
+                    Segment::of(bytes, 0, 36),
+                    Segment::of(bytes, 36, bytes.len()),
+                ]
+            });
+            add("the second first", &|bytes| {
+                vec![
+                    Segment::of(bytes, 36, bytes.len()),
+                    Segment::of(bytes, 0, 36),
+                ]
+            });
+        }
+        let stream = streams.make();
+        let request = Segment::at(0, &request);
+        attempts.push(Attempt::new("silence", &stream, [request.clone()]).futile());
+        let stream = streams.make();
+        // The request is discarded, so that the login stands in its place.
+        attempts.push(Attempt::new(
+            "discarded",
+            &stream,
+            [request.unsound(), stream.whole()],
+        ));
+        attempts
+    };
+    Place::MARIADB.keeps_out(build);
+    Place::MYSQL.keeps_out(build);
+}
+
+#[test]
+fn ends_of_the_connection_around_the_login_get_nothing_in() {
+    let build = |streams: &mut Streams<'_>| {
+        let mut attempts = Vec::new();
+        let mut add = |name: &str, works: bool, make: &dyn Fn(&Stream, i32) -> Vec<Segment>| {
+            let stream = streams.make();
+            let len = i32::try_from(stream.len()).unwrap();
+            let segments = make(&stream, len);
+            attempts.push(Attempt::new(name, &stream, segments).works_if(works));
+        };
+        let fin = |offset| Segment::at(offset, b"").flags(FIN | ACK);
+        let reset = |offset| Segment::at(offset, b"").flags(RST | ACK);
+        add("FIN with it", true, &|stream, _| {
+            vec![stream.whole().flags(FIN | ACK | PSH)]
+        });
+        add("FIN behind it", true, &|stream, len| {
+            vec![stream.whole(), fin(len)]
+        });
+        add(
+            "FIN behind it, but before it in time",
+            true,
+            &|stream, len| vec![fin(len), stream.whole()],
+        );
+        add(
+            "FIN in its second half, which comes first",
+            true,
+            &|stream, _| {
+                let second = stream.plain(FLAGS, stream.len()).flags(FIN | ACK);
+                vec![second, stream.plain(0, FLAGS)]
+            },
+        );
+        add("FIN in place of it", false, &|stream, _| {
+            vec![fin(0), stream.whole()]
+        });
+        add("RST without a match, then it", true, &|stream, _| {
+            vec![reset(1), stream.whole()]
+        });
+        add("RST out of the window, then it", true, &|stream, _| {
+            vec![reset(1 << 20), stream.whole()]
+        });
+        add("RST, then it", false, &|stream, _| {
+            vec![reset(0), stream.whole()]
+        });
+        add("it again and again", true, &|stream, _| {
+            let claim = stream.claim(0, usize::MAX);
+            vec![
+                stream.whole(),
+                claim.clone(),
+                stream.whole(),
+                claim.unsound(),
+                stream.whole(),
+            ]
+        });
+        add("bare ACKs, then what follows it", true, &|stream, len| {
+            let bare = Segment::at(len, b"").flags(ACK);
+            vec![
+                stream.whole(),
+                bare.clone(),
+                bare,
+                stream.plain(20, stream.len()),
+            ]
+        });
+        attempts
+    };
+    Place::MARIADB.keeps_out(build);
+    Place::MYSQL.keeps_out(build);
+}
+
+/// Sent before the greeting to a listener that nothing names.
+fn disguised(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for number in 0..50 {
+        let stream = streams.make();
+        let bare = Segment::at(0, b"").flags(ACK);
+        // The server reads the length from the first segment, and the rest from the second.
+        let third = vec![bare, stream.plain(0, 3), Segment::at(0, &stream.disguised)];
+        let opening = Opening {
+            third: Some(third),
+            ..stamped()
+        };
+        attempts.push(Attempt::new(format!("{number}"), &stream, []).opening(opening));
+    }
+    attempts
+}
+
+const UNNAMED: Place = Place {
+    port: attack::UNNAMED_PORT,
+    with: &attack::UNNAMED_OPTIONS,
+    ..Place::MARIADB
+};
+
+// A hole. The gate lets the first segment pass because it does not cover the sequence id, and the second because
+// it looks like a ClientHello; the server has read the login and its command before its greeting has it denied.
+#[test]
+#[ignore = "gets in at a listener that nothing names"]
+fn login_disguised_as_tls_before_the_greeting_gets_nothing_in() {
+    UNNAMED.keeps_out(disguised);
+}
+
+/// Sent before the greeting to a listener that nothing names, but for the packet header, which follows it.
+fn headless(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for number in 0..50 {
+        let stream = streams.make();
+        let bare = Segment::at(0, b"").flags(ACK);
+        let headless = stream.plain(4, stream.len());
+        let opening = Opening {
+            third: Some(vec![bare, headless, stream.whole().unsound()]),
+            ..stamped()
+        };
+        let header = stream.plain(0, 4);
+        attempts.push(Attempt::new(format!("{number}"), &stream, [header]).opening(opening));
+    }
+    attempts
+}
+
+// A hole. All but the packet header passes because it does not cover the sequence id; a copy of the whole login is
+// held, which has the gate forget that bytes have passed; and behind the greeting the header carries nothing.
+#[test]
+#[ignore = "gets in at a listener that nothing names"]
+fn login_whose_header_follows_the_greeting_gets_nothing_in() {
+    UNNAMED.keeps_out(headless);
+}
