@@ -7,6 +7,7 @@
 //! | [`server`] | MariaDB and MySQL on such a host |
 //! | [`client`] | the real client programs and drivers, and what they printed |
 //! | [`raw`] | a client that speaks the protocol byte by byte |
+//! | [`tls`] | what such a client offers in TLS |
 //! | [`wire`] | the packets that it sends and reads |
 //! | [`agent`] | `musttls` itself: configuration, signals, its answers |
 //! | [`audit`] | the agent's records |
@@ -28,5 +29,6 @@ pub mod netns;
 pub mod place;
 pub mod raw;
 pub mod server;
+pub mod tls;
 pub mod wait;
 pub mod wire;
