@@ -20,7 +20,7 @@ pub enum Kind {
     Observed = 4,
     /// The client claimed TLS and the server ended it with an error packet or an alert.
     TlsFailed = 5,
-    /// A socket began to listen.
+    /// A socket began to listen, or a session of one that nobody has named was greeted as a server greets.
     Listen = 6,
     /// A process connected to a Unix socket of a server.
     Unix = 7,

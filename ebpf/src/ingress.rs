@@ -216,7 +216,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
 /// What a client's first bytes look like, on a listener that nobody has named.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum First {
-    /// A login of either protocol.
+    /// A login of either protocol, or what may become one.
     Login,
     /// A TLS record.
     Tls,
@@ -228,23 +228,26 @@ enum First {
 /// `ClientHello` can have a 1 there too, as the high byte of its length; it is told by its first six bytes (RFC
 /// 8446 sections 5.1 and 4), the last of which would be capability flags without `CLIENT_PROTOCOL_41` in a login.
 /// In X Protocol a login is a frame below 64 KiB of type 4, `AuthenticateStart`.
+///
+/// All this is told from one segment, and a part of it could be that of any login: the server might take the rest
+/// from another copy.
 #[inline(always)]
 fn first(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment) -> First {
     const CLIENT_HELLO: u8 = 1;
     const AUTHENTICATE_START: u8 = 4;
-    if !segment.covers(SEQUENCE_ID_OFFSET) {
+    if segment.start > FLAGS_HIGH_OFFSET as i32 {
         return First::Other;
     }
+    if segment.start != 0 || !segment.covers(SEQUENCE_ID_OFFSET) {
+        return First::Login;
+    }
     let at = |offset: u32| packet::byte(ctx, tcp.payload + offset);
-    let sequence_id = at(segment.payload_index(SEQUENCE_ID_OFFSET));
-    let begins = segment.start == 0;
-    let tls = begins
-        && at(0) == Some(CONTENT_HANDSHAKE)
+    let sequence_id = at(SEQUENCE_ID_OFFSET);
+    let tls = at(0) == Some(CONTENT_HANDSHAKE)
         && at(1) == Some(3)
         && matches!(at(2), Some(1..=4))
         && at(5) == Some(CLIENT_HELLO);
-    let x =
-        begins && at(2) == Some(0) && sequence_id == Some(0) && at(4) == Some(AUTHENTICATE_START);
+    let x = at(2) == Some(0) && sequence_id == Some(0) && at(4) == Some(AUTHENTICATE_START);
     if tls {
         First::Tls
     } else if x || sequence_id == Some(1) {

@@ -98,9 +98,20 @@ pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
     match LISTENERS.get_ptr_mut(record.listener_cookie) {
         // SAFETY: an entry lives until the program ends, and its class is one byte.
         Some(known) => unsafe { (*known).class = class as u8 },
-        // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has.
+        // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has. Else it is told:
+        // the socket may have been passed on to a server since it began to listen.
         None => {
             let _named = LISTENERS.insert(record.listener_cookie, listener, u64::from(BPF_NOEXIST));
+            emit::event(
+                &Event {
+                    cookie: record.listener_cookie,
+                    endpoints: record.endpoints,
+                    kind: Kind::Listen as u8,
+                    abi: musttls_common::ABI_VERSION,
+                    ..Event::default()
+                },
+                Ring::Listens,
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `musttls` itself, as its service manager and its operator see it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
@@ -255,6 +256,20 @@ impl Agent {
     /// How many sessions of all servers came to `outcome`, by the status.
     pub fn outcome(&self, outcome: &str) -> Result<u64> {
         Ok(sum_of(&self.status()?, outcome))
+    }
+
+    /// Segments held so far, by reason; reasons without any are left out.
+    pub fn held(&self) -> Result<BTreeMap<String, u64>> {
+        let status = self.status()?;
+        let held = status
+            .pointer("/held_segments")
+            .and_then(Value::as_object)
+            .context("a status without held segments")?;
+        Ok(held
+            .iter()
+            .filter_map(|(reason, count)| Some((reason.clone(), count.as_u64()?)))
+            .filter(|(_, count)| *count > 0)
+            .collect())
     }
 
     /// `musttls reload`: whether it succeeded, and what it said.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use crate::netns::Host;
-use crate::server::{PASSWORD, Server, USER};
+use crate::server::{PASSWORD, Product, Server, USER};
 
 pub use socket::SocketSession;
 
@@ -174,5 +174,14 @@ impl Answer {
 
 /// `mariadb-admin ping`, as a liveness probe runs it: exit code and text.
 pub fn admin_ping(host: &Host, login: &Login) -> Result<(Option<i32>, String)> {
-    program::admin_ping(host, login)
+    admin_ping_of(Product::MariaDb, host, login)
+}
+
+/// The same by `mariadb-admin` or `mysqladmin`.
+pub fn admin_ping_of(
+    product: Product,
+    host: &Host,
+    login: &Login,
+) -> Result<(Option<i32>, String)> {
+    program::admin_ping(product, host, login)
 }

@@ -8,6 +8,7 @@
 //! | [`client`] | the real client programs and drivers, and what they printed |
 //! | [`raw`] | a client that speaks the protocol byte by byte |
 //! | [`mysqlx`] | messages of X Protocol |
+//! | [`tls`] | what such a client offers in TLS |
 //! | [`wire`] | the packets that it sends and reads |
 //! | [`tcp`] | a TCP of the tests' own, for a client that misbehaves segment by segment |
 //! | [`agent`] | `musttls` itself: configuration, signals, its answers |
@@ -34,5 +35,6 @@ pub mod place;
 pub mod raw;
 pub mod server;
 pub mod tcp;
+pub mod tls;
 pub mod wait;
 pub mod wire;

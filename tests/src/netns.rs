@@ -115,7 +115,8 @@ impl Host {
         Ok(())
     }
 
-    fn ip(&self, args: &[&str]) -> Result<()> {
+    /// Runs `ip` in this namespace.
+    pub fn ip(&self, args: &[&str]) -> Result<()> {
         output(Command::new("ip").args(["-n", &self.name]).args(args)).map(drop)
     }
 
@@ -185,6 +186,31 @@ impl Host {
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         let text = format!("run {command:?}");
         self.run(|| command.spawn())?.context(text)
+    }
+
+    /// Runs a program on this host to its end and returns what it printed.
+    pub fn output(&self, command: &mut Command) -> Result<String> {
+        self.run(|| output(command))?
+    }
+
+    /// Adds rules of nftables to this host: packets that get lost, are counted or sent elsewhere.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        self.output(Command::new("nft").arg(rules)).map(drop)
+    }
+
+    /// How many packets the counter `name` of the table `ip test` has seen.
+    pub fn counted(&self, name: &str) -> Result<u64> {
+        let text =
+            self.output(Command::new("nft").args(["list", "counter", "ip", "test", name]))?;
+        let mut words = text
+            .split_whitespace()
+            .skip_while(|word| *word != "packets");
+        let number = words
+            .nth(1)
+            .with_context(|| format!("no number in {text}"))?;
+        number
+            .parse()
+            .with_context(|| format!("`{number}` packets"))
     }
 
     /// The path of the namespace, for `nsenter --net=`.

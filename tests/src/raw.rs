@@ -2,19 +2,18 @@
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{SendFlags, send};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::{ClientConnection, HandshakeKind, StreamOwned};
 
+use crate::client::Session;
 use crate::netns::Host;
+use crate::tls::{TlsClient, TlsStream};
 use crate::wait::PATIENCE;
-use crate::wire::{ErrorPacket, Greeting, Packet, query};
+use crate::wire::{COM_QUIT, ErrorPacket, Greeting, Packet, query};
 
 /// A connection.
 #[derive(Debug)]
@@ -153,9 +152,19 @@ impl Raw {
     }
 
     /// Goes over to TLS, whatever the server's certificate says.
-    pub fn into_tls(self) -> Result<Raw<StreamOwned<ClientConnection, TcpStream>>> {
-        let name = ServerName::try_from("db.test").context("name the server")?;
-        let connection = ClientConnection::new(tls_config()?, name).context("start TLS")?;
+    pub fn into_tls(self) -> Result<Raw<TlsStream>> {
+        self.into_tls_of(&TlsClient::new()?)
+    }
+
+    /// Goes over to TLS as `client` does.
+    pub fn into_tls_of(mut self, client: &TlsClient) -> Result<Raw<TlsStream>> {
+        let (connection, hello) = client.begin()?;
+        self.send(&hello)?;
+        self.finish_tls(connection)
+    }
+
+    /// Goes over to TLS behind a `ClientHello` that was sent.
+    pub fn finish_tls(self, connection: ClientConnection) -> Result<Raw<TlsStream>> {
         let mut stream = StreamOwned::new(connection, self.stream);
         while stream.conn.is_handshaking() {
             stream
@@ -164,6 +173,47 @@ impl Raw {
                 .context("TLS handshake")?;
         }
         Ok(Raw { stream })
+    }
+}
+
+impl Raw<TlsStream> {
+    /// This side's address.
+    pub fn local(&self) -> Result<SocketAddr> {
+        self.stream
+            .sock
+            .local_addr()
+            .context("find the own address")
+    }
+
+    /// Which kind of handshake it was.
+    #[must_use]
+    pub fn handshake(&self) -> Option<HandshakeKind> {
+        self.stream.conn.handshake_kind()
+    }
+
+    /// What the server says of the session's TLS.
+    pub fn session(&mut self) -> Result<Session> {
+        let rows =
+            self.rows("SHOW SESSION STATUS WHERE Variable_name IN ('Ssl_version', 'Ssl_cipher')")?;
+        let value = |name: &str| {
+            rows.iter().find_map(|row| match row.as_slice() {
+                [key, value] if key == name => Some(value.clone()),
+                _ => None,
+            })
+        };
+        Ok(Session {
+            tls_version: value("Ssl_version").context("no Ssl_version")?,
+            cipher: value("Ssl_cipher").context("no Ssl_cipher")?,
+        })
+    }
+
+    /// Leaves as a client does, and waits for the server to close.
+    pub fn quit(mut self) -> Result<()> {
+        self.send(&COM_QUIT)?;
+        // Servers differ in whether they say goodbye in TLS first.
+        let end = self.receive()?;
+        ensure!(matches!(end, Next::Closed | Next::Reset), "{end:?}");
+        Ok(())
     }
 }
 
@@ -228,61 +278,29 @@ impl<S: std::io::Read + std::io::Write> Raw<S> {
         }
         Ok(packets)
     }
+
+    /// Sends a query and reads the rows of its answer.
+    pub fn rows(&mut self, sql: &str) -> Result<Vec<Vec<String>>> {
+        let packets = self.ask(sql)?;
+        if let Some(error) = packets.iter().find_map(Packet::error) {
+            bail!("`{sql}`: {error:?}");
+        }
+        let columns = packets
+            .first()
+            .and_then(|packet| packet.payload.first().copied())
+            .context("no number of columns")?;
+        // Number of columns, columns, EOF, rows, EOF.
+        packets
+            .iter()
+            .skip(usize::from(columns) + 2)
+            .rev()
+            .skip(1)
+            .rev()
+            .map(Packet::row)
+            .collect()
+    }
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-}
-
-/// TLS that takes every certificate.
-pub(crate) fn tls_config() -> Result<Arc<ClientConfig>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context("choose TLS versions")?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
-/// Takes every certificate: what is tested is the transport.
-#[derive(Debug)]
-struct Anyone;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::ring::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }

@@ -7,7 +7,9 @@
 mod template;
 
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -125,6 +127,14 @@ impl Product {
         self.command(self.client_program())
     }
 
+    /// Its program for administrators, without options.
+    pub fn admin_client(self) -> Result<Command> {
+        self.command(match self {
+            Self::MariaDb => "usr/bin/mariadb-admin",
+            Self::MySql => "usr/bin/mysqladmin",
+        })
+    }
+
     /// `path` as this product's programs name it.
     pub fn name_of(self, path: &Path) -> Result<PathBuf> {
         inside(&self.root()?, path)
@@ -150,6 +160,8 @@ pub struct Options {
     pub port: u16,
     /// Further options, as on its command line.
     pub extra: Vec<String>,
+    /// Words before its command line: a program that ends by executing what follows.
+    pub launcher: Vec<String>,
 }
 
 impl Options {
@@ -161,6 +173,7 @@ impl Options {
             tls: true,
             port: PORT,
             extra: Vec::new(),
+            launcher: Vec::new(),
         }
     }
 
@@ -184,6 +197,13 @@ impl Options {
         self.extra.push(option.to_owned());
         self
     }
+
+    /// Started by these words, which its command line follows.
+    #[must_use]
+    pub fn through(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
 }
 
 /// A running server; it is killed when this is dropped.
@@ -199,10 +219,25 @@ pub struct Server {
 impl Server {
     /// Starts one on `host` and waits until it answers.
     pub fn start(host: &Host, options: &Options) -> Result<Self> {
+        Self::launch(host, options, None)
+    }
+
+    /// Starts one that is handed its listening socket, as a service manager does (`sd_listen_fds(3)`).
+    /// `MySQL` cannot be started so.
+    pub fn start_activated(host: &Host, options: &Options, listener: &TcpListener) -> Result<Self> {
+        Self::launch(host, options, Some(listener))
+    }
+
+    fn launch(host: &Host, options: &Options, listener: Option<&TcpListener>) -> Result<Self> {
         let product = options.product;
         let template = template::of(product)?;
         let directory = Scratch::in_directory(&product.data_parent()?)?;
-        copy(&template, &directory.join("data"))?;
+        let data = directory.join("data");
+        copy(&template, &data)?;
+        // MySQL keeps its UUID there, and a replica must have another than its primary.
+        if product == Product::MySql {
+            fs::remove_file(data.join("auto.cnf")).context("make the server forget its UUID")?;
+        }
         let certs = Certs::new()?.copy_to(directory.path())?;
         give_to_server(product, directory.path())?;
 
@@ -233,6 +268,15 @@ impl Server {
             command.args(without_tls(product));
         }
         command.args(&options.extra);
+        if let Some(program) = options.launcher.first() {
+            let mut launcher = Command::new(program);
+            launcher.args(options.launcher.iter().skip(1));
+            command = behind(launcher, &command);
+            quiet(&mut command, directory.path())?;
+        }
+        if let Some(listener) = listener {
+            command = activated(&command, directory.path(), listener)?;
+        }
         let child = host.spawn(&mut command)?;
         let mut server = Self {
             product,
@@ -393,13 +437,42 @@ fn base_command(product: Product, directory: &Path) -> Result<Command> {
         Product::MariaDb => template::MARIADB_STORAGE,
         Product::MySql => template::MYSQL_STORAGE,
     });
-    // What it says before it opens its error log, which must belong to the server's own user.
+    quiet(&mut command, directory)?;
+    Ok(command)
+}
+
+/// Keeps what it says before it opens its error log, which must belong to the server's own user.
+fn quiet(command: &mut Command, directory: &Path) -> Result<()> {
     let early = directory.join(EARLY_LOG);
     let early = File::create(&early).with_context(|| format!("create {}", early.display()))?;
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(early);
+    Ok(())
+}
+
+/// `command` behind the words of `launcher`.
+fn behind(mut launcher: Command, command: &Command) -> Command {
+    launcher.arg(command.get_program()).args(command.get_args());
+    launcher
+}
+
+/// `command` with its TCP socket and its Unix socket as descriptors 3 and 4. A server that is handed a
+/// socket opens none of its own, not even the Unix socket.
+fn activated(command: &Command, directory: &Path, listener: &TcpListener) -> Result<Command> {
+    const SCRIPT: &str = "exec 3<&0 4<&1 </dev/null >/dev/null; \
+                          export LISTEN_FDS=2 LISTEN_PID=$$; exec \"$0\" \"$@\"";
+    let path = directory.join("mysqld.sock");
+    let unix = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
+    let mut shell = Command::new("sh");
+    shell.args(["-ec", SCRIPT]);
+    let mut command = behind(shell, command);
+    quiet(&mut command, directory)?;
+    let tcp = listener.try_clone().context("share the listening socket")?;
+    command
+        .stdin(OwnedFd::from(tcp))
+        .stdout(OwnedFd::from(unix));
     Ok(command)
 }
 

@@ -144,6 +144,12 @@ impl LoginPacket {
         packet(1, &self.payload_41())
     }
 
+    /// The packet in the 4.1 form, behind the `SSLRequest` of a session over TLS.
+    #[must_use]
+    pub fn packet_over_tls(&self) -> Vec<u8> {
+        packet(2, &self.payload_41())
+    }
+
     /// The packet in the form before 4.1: two bytes of flags, three of packet size.
     #[must_use]
     pub fn packet_320(&self) -> Vec<u8> {
@@ -157,16 +163,29 @@ impl LoginPacket {
     }
 }
 
+const SSL_REQUEST_CAPS: u32 = CLIENT_LONG_PASSWORD
+    | CLIENT_PROTOCOL_41
+    | CLIENT_SSL
+    | CLIENT_TRANSACTIONS
+    | CLIENT_SECURE_CONNECTION
+    | CLIENT_PLUGIN_AUTH;
+
 /// `SSLRequest` as a packet.
 #[must_use]
 pub fn ssl_request() -> Vec<u8> {
-    let caps = CLIENT_LONG_PASSWORD
-        | CLIENT_PROTOCOL_41
-        | CLIENT_SSL
-        | CLIENT_TRANSACTIONS
-        | CLIENT_SECURE_CONNECTION
-        | CLIENT_PLUGIN_AUTH;
-    packet(1, &head_41(caps))
+    long_ssl_request(&[])
+}
+
+/// `SSLRequest` as a packet, with `more` behind its 32 bytes.
+#[must_use]
+pub fn long_ssl_request(more: &[u8]) -> Vec<u8> {
+    packet(1, &[&head_41(SSL_REQUEST_CAPS), more].concat())
+}
+
+/// `SSLRequest` as old versions of Connector/J send it to MySQL: the flags alone.
+#[must_use]
+pub fn short_ssl_request() -> Vec<u8> {
+    packet(1, &SSL_REQUEST_CAPS.to_le_bytes())
 }
 
 /// Flags, packet size 2^24, character set 45 (utf8mb4), 23 zero bytes.
@@ -202,6 +221,20 @@ impl Packet {
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.payload.first() == Some(&0)
+    }
+
+    /// It as a row of text. No value here is as long as 251 bytes.
+    pub fn row(&self) -> Result<Vec<String>> {
+        const NULL: u8 = 0xfb;
+        let mut values = Vec::new();
+        let mut rest = self.payload.as_slice();
+        while let Some((&length, after)) = rest.split_first() {
+            let length = if length == NULL { 0 } else { length.into() };
+            let (value, after) = after.split_at_checked(length).context("a short row")?;
+            values.push(String::from_utf8_lossy(value).into_owned());
+            rest = after;
+        }
+        Ok(values)
     }
 
     /// It as an ERR packet; `None` if it is another.

@@ -200,7 +200,6 @@ fn no_random_attempt_gets_a_login_in() {
 
 // It finds the holes of `evasion_tcp.rs`.
 #[test]
-#[ignore = "gets in at a listener that nothing names"]
 fn no_random_attempt_before_the_greeting_gets_a_login_in() {
     let (seed, sessions) = seed_and_sessions();
     let early = Share {

@@ -844,7 +844,6 @@ const UNNAMED: Place = Place {
 // A hole. The gate lets the first segment pass because it does not cover the sequence id, and the second because
 // it looks like a ClientHello; the server has read the login and its command before its greeting has it denied.
 #[test]
-#[ignore = "gets in at a listener that nothing names"]
 fn login_disguised_as_tls_before_the_greeting_gets_nothing_in() {
     UNNAMED.keeps_out(disguised);
 }
@@ -869,7 +868,6 @@ fn headless(streams: &mut Streams<'_>) -> Vec<Attempt> {
 // A hole. All but the packet header passes because it does not cover the sequence id; a copy of the whole login is
 // held, which has the gate forget that bytes have passed; and behind the greeting the header carries nothing.
 #[test]
-#[ignore = "gets in at a listener that nothing names"]
 fn login_whose_header_follows_the_greeting_gets_nothing_in() {
     UNNAMED.keeps_out(headless);
 }

@@ -8,7 +8,9 @@ use musttls_tests::netns::Net;
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{OPEN_USER, Options, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
-use musttls_tests::wire::{CLIENT_SSL, COM_QUIT, ErrorPacket, LoginPacket, ssl_request};
+use musttls_tests::wire::{
+    CLIENT_SSL, COM_QUIT, ErrorPacket, LoginPacket, short_ssl_request, ssl_request,
+};
 
 const ER_HOST_IS_BLOCKED: u16 = 1129;
 
@@ -249,4 +251,26 @@ fn wrong_sequence_id_gets_1156_from_the_server() {
             );
         }
     }
+}
+
+/// Old versions of Connector/J ask for TLS with the flags alone. MySQL's source has kept a branch for it,
+/// but 9.7 takes no login behind it; MariaDB does not know the form.
+#[test]
+fn ssl_request_of_4_bytes_ends_in_a_handshake_error() {
+    const ER_HANDSHAKE_ERROR: u16 = 1043;
+    let net = Net::new().unwrap();
+    let mariadb = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let (mut raw, _) = Raw::greeted(&net.app, mariadb.at(net.app.db_v4())).unwrap();
+    raw.send(&short_ssl_request()).unwrap();
+    let answer = raw.receive().unwrap().error().unwrap();
+    assert_eq!(answer.number, ER_HANDSHAKE_ERROR, "{answer:?}");
+
+    let options = Options::new(Product::MySql).port(3307);
+    let mysql = Server::start(&net.db, &options).unwrap();
+    let (mut raw, _) = Raw::greeted(&net.app, mysql.at(net.app.db_v4())).unwrap();
+    raw.send(&short_ssl_request()).unwrap();
+    let mut tls = raw.into_tls().unwrap();
+    tls.send(&mysql.open_login().packet_over_tls()).unwrap();
+    let answer = tls.receive().unwrap().error().unwrap();
+    assert_eq!(answer.number, ER_HANDSHAKE_ERROR, "{answer:?}");
 }

@@ -50,10 +50,12 @@ impl Daemon {
 
     /// Names the listeners that are new: a server's own, or none of a server's.
     pub(super) fn name_listeners(&mut self) {
-        let mut cookies = Vec::new();
+        let mut listeners = Vec::new();
         while let Some(record) = self.listens.get_mut().next_record() {
             match record {
-                Ok(record) => cookies.push(record.event.cookie),
+                Ok(record) => {
+                    listeners.push((record.event.cookie, record.event.endpoints.server_port))
+                }
                 Err(error) => self.recorder.unreadable(&error),
             }
         }
@@ -65,13 +67,15 @@ impl Daemon {
             .flat_map(|server| &server.listeners)
             .filter_map(|listener| listener.cookie)
             .collect();
-        // Where a server cannot be looked into, a new listener may be its own: it stays pending, and is
-        // judged if it greets as a server does.
+        // Where a server cannot be looked into, a new listener may be its own; one of the service manager, or at a port
+        // that the configuration names, may be passed on to a server. It stays pending, and is judged if it greets
+        // as a server does.
         let all_known = self.scan_errors.is_empty();
-        for cookie in cookies
-            .into_iter()
-            .filter(|cookie| all_known && !known.contains(cookie))
-        {
+        for (cookie, port) in listeners {
+            let may_become_one = || self.config.names_port(port) || servers::held_by_init(port);
+            if !all_known || known.contains(&cookie) || may_become_one() {
+                continue;
+            }
             if let Err(error) = self.tagger.is_no_server(cookie) {
                 tracing::warn!(
                     cookie,

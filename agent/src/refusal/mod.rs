@@ -51,8 +51,8 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// not reported, or the map was full and nothing is known of it.
 const FORGET: Duration = Duration::from_mins(1);
 /// How often, and how long apart, a socket is looked for that was not found.
-const ATTEMPTS: u32 = 3;
-const RETRY: Duration = Duration::from_millis(5);
+const ATTEMPTS: u32 = 10;
+const RETRY: Duration = Duration::from_millis(10);
 /// Up to this many waiting sessions are looked for one by one, by the descriptors used last.
 const GUESSES: usize = 4;
 

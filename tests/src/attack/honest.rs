@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use rustls::ClientConnection;
-use rustls::pki_types::ServerName;
 
-use crate::raw::tls_config;
 use crate::server::Server;
 use crate::tcp::{Opening, Segment, Stack};
+use crate::tls::TlsClient;
 use crate::wait::PATIENCE;
 use crate::wire::ssl_request;
 
@@ -34,8 +33,7 @@ pub fn log_in(stack: &mut Stack, server: &Server, isn: u32) -> Result<()> {
         ..Opening::default()
     };
     let local = stack.greeted(opening)?;
-    let name = ServerName::try_from("db.test").context("name the server")?;
-    let tls = ClientConnection::new(tls_config()?, name).context("start TLS")?;
+    let tls = TlsClient::new()?.connection()?;
     let taken = stack.connection(local)?.received().len();
     let mut session = Session {
         stack,

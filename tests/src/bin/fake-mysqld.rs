@@ -2,10 +2,12 @@
 //! was changed on the way. The agent knows servers by the name of their program, so a test copies this
 //! one to a file named `mysqld`.
 //!
-//! Usage: `mysqld PORT FILE`. `FILE` appears when it listens.
+//! Usage: `mysqld PORT FILE [LATER]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
+//! too, once its first session has ended, and serves that one only.
 
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -24,20 +26,34 @@ const OK: &[u8] = b"\0\0\0\x02\0\0\0";
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     let mut next = || arguments.next().context("usage: mysqld PORT FILE");
-    let port: u16 = next()?
+    let port = next()?;
+    let file = PathBuf::from(next()?);
+    let listener = listen(&port)?;
+    let mut heard = File::create(&file).with_context(|| format!("create {}", file.display()))?;
+    let mut serve_next = |listener: &TcpListener| -> Result<()> {
+        let (stream, _) = listener.accept().context("accept")?;
+        heard
+            .write_all(&serve(stream)?)
+            .context("write down what was heard")
+    };
+    if let Ok(later) = next() {
+        serve_next(&listener)?;
+        let second = listen(&later)?;
+        loop {
+            serve_next(&second)?;
+        }
+    }
+    loop {
+        serve_next(&listener)?;
+    }
+}
+
+fn listen(port: &OsStr) -> Result<TcpListener> {
+    let port: u16 = port
         .to_string_lossy()
         .parse()
         .context("PORT is no number")?;
-    let file = PathBuf::from(next()?);
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")?;
-    let mut heard = File::create(&file).with_context(|| format!("create {}", file.display()))?;
-    for stream in listener.incoming() {
-        let bytes = serve(stream.context("accept")?)?;
-        heard
-            .write_all(&bytes)
-            .context("write down what was heard")?;
-    }
-    Ok(())
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")
 }
 
 /// One session: greeting, login, OK, and an OK for every packet until the client leaves.

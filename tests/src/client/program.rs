@@ -39,9 +39,13 @@ pub(super) fn login(client: Client, host: &Host, login: &Login) -> Result<Answer
     })
 }
 
-pub(super) fn admin_ping(host: &Host, login: &Login) -> Result<(Option<i32>, String)> {
-    let mut command = Command::new("mariadb-admin");
-    add_options(&mut command, login, Product::MariaDb);
+pub(super) fn admin_ping(
+    product: Product,
+    host: &Host,
+    login: &Login,
+) -> Result<(Option<i32>, String)> {
+    let mut command = product.admin_client()?;
+    add_options(&mut command, login, product);
     command.arg("ping");
     run(host, &mut command)
 }

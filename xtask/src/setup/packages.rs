@@ -14,8 +14,12 @@ pub(crate) type Package = (&'static str, &'static str);
 const PACKAGES: &[Package] = &[
     ("mariadb-server", "a server under test"),
     ("mariadb-client", "a client under test"),
+    ("haproxy", "a health check under test"),
     ("sysbench", "load of the benchmarks"),
-    ("nftables", "the peer that the benchmarks compare with"),
+    (
+        "nftables",
+        "the peer that the benchmarks compare with; loses and redirects packets in tests",
+    ),
     ("iproute2", "network namespaces and veth pairs of the tests"),
     ("openssl", "certificates of the test servers"),
     ("debootstrap", "makes the MySQL tree"),

@@ -1,0 +1,367 @@
+//! Enforce mode, health checks and replication: what monitors and replicas of a server see, with and
+//! without an exception.
+
+#![cfg(test)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use musttls_tests::agent::Agent;
+use musttls_tests::audit::Record;
+use musttls_tests::client::{self, Client, Login, Tls};
+use musttls_tests::evidence;
+use musttls_tests::netns::{Host, Net};
+use musttls_tests::place::Scratch;
+use musttls_tests::server::{Options, PASSWORD, Product, Server};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::REFUSED_TEXT;
+
+const ENFORCE: &str = "mode = \"enforce\"";
+/// As many failed handshakes lock an address out. A check is let fail more often.
+const MAX_CONNECT_ERRORS: u64 = 2;
+/// Checks that HAProxy makes at a time.
+const CHECKS: u64 = 4;
+
+#[test]
+fn mysql_check_of_haproxy_is_refused_with_3159_and_blocks_no_host() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = watched(&net.db, product);
+        let agent = Agent::start(ENFORCE).unwrap();
+        let to = server.at(net.app.db_v4());
+        let haproxy = HaProxy::start(&net.app, to, "option mysql-check user haproxy");
+        let down = haproxy.await_state("DOWN");
+        assert!(down.contains(REFUSED_TEXT), "{product:?} {down}");
+        wait::until_true("more refusals than lock a host out", PATIENCE, || {
+            Ok(agent.outcome("denied")? > 3 * MAX_CONNECT_ERRORS)
+        })
+        .unwrap();
+        let counts = evidence::counts(&server, net.app.v4()).unwrap();
+        assert_eq!(
+            (counts.connect_errors, counts.blocked),
+            (0, 0),
+            "{product:?}"
+        );
+        let login = Login::new(&server, &net.app, Tls::Required);
+        let answer = Client::PyMySql.login(&net.app, &login).unwrap();
+        assert!(answer.is_in(), "{}", answer.text);
+        let record = agent
+            .await_record("a refused check", Record::is_denied)
+            .unwrap();
+        assert_eq!(record.user(), "haproxy", "{}", record.line);
+    }
+}
+
+/// What it sends is the same as above, so it is the same check that goes down without the exception.
+/// MySQL 9 has no account that HAProxy 2.6 could log in to: its check knows the old password plugin only.
+#[test]
+fn mysql_check_of_haproxy_with_an_exception_is_up() {
+    let net = Net::new().unwrap();
+    let server = watched(&net.db, Product::MariaDb);
+    let to = server.at(net.app.db_v4());
+    let haproxy = HaProxy::start(&net.app, to, "option mysql-check user haproxy");
+    haproxy.await_state("UP,L7OK");
+    let agent = Agent::start(&exception(&net.app, "haproxy")).unwrap();
+    wait::until_true("some checks in the status", PATIENCE, || {
+        Ok(agent.outcome("excepted")? >= 3 * CHECKS)
+    })
+    .unwrap();
+    haproxy.await_state("UP,L7OK");
+    let record = agent
+        .await_record("an excepted check", |record| record.rule() == "excused")
+        .unwrap();
+    assert_eq!(record.user(), "haproxy", "{}", record.line);
+    assert_eq!(agent.outcome("denied").unwrap(), 0);
+    let counts = evidence::counts(&server, net.app.v4()).unwrap();
+    assert_eq!((counts.connect_errors, counts.blocked), (0, 0));
+    // It answers the SYN-ACK with the login: no other acknowledgement (TCP_QUICKACK off). Each check waits
+    // until TCP has sent the two apart.
+    let held = agent.held().unwrap();
+    assert_eq!(held.keys().collect::<Vec<_>>(), ["not-established"]);
+}
+
+/// Without a user the check reads the greeting only. The server counts that against the address, with or
+/// without the agent, and would lock it out.
+#[test]
+fn checks_that_send_nothing_are_up_and_not_reported() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let options = Options::new(product).with("--max-connect-errors=1000000");
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        let to = server.at(net.app.db_v4());
+        // It resets the connection before its handshake is complete: no session for the server or the gate.
+        HaProxy::start(&net.app, to, "option tcp-check").await_state("UP,L4OK");
+        let haproxy = HaProxy::start(&net.app, to, "option mysql-check");
+        haproxy.await_state("UP,L7OK");
+        wait::until_true("some checks in the status", PATIENCE, || {
+            Ok(agent.outcome("half-open")? >= 3 * CHECKS)
+        })
+        .unwrap();
+        haproxy.await_state("UP,L7OK");
+        assert!(agent.held().unwrap().is_empty());
+        let records = agent.records().unwrap();
+        assert!(!records.iter().any(Record::is_session), "{records:?}");
+    }
+}
+
+#[test]
+fn ping_of_the_admin_programs_ends_with_exit_code_0() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = watched(&net.db, product);
+        let agent = Agent::start(ENFORCE).unwrap();
+        for program in Product::ALL {
+            let login = Login::new(&server, &net.app, Tls::Off);
+            let (code, text) = client::admin_ping_of(program, &net.app, &login).unwrap();
+            assert_eq!(code, Some(0), "{product:?} {program:?}: {text}");
+            assert!(text.contains(REFUSED_TEXT), "{text}");
+            let login = Login::new(&server, &net.app, Tls::Required);
+            let (code, text) = client::admin_ping_of(program, &net.app, &login).unwrap();
+            assert_eq!(code, Some(0), "{product:?} {program:?}: {text}");
+            assert!(text.contains("is alive"), "{text}");
+        }
+        agent
+            .await_records("both refusals", 2, Record::is_denied)
+            .unwrap();
+    }
+}
+
+#[test]
+fn replica_is_refused_in_plaintext_and_runs_with_an_exception_or_tls() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let primary = Server::start(&net.db, &replicating(product, 1)).unwrap();
+        let replica = Replica::start(&net.app, product);
+        primary
+            .query(&format!(
+                "CREATE USER repl@'%' IDENTIFIED BY '{PASSWORD}'; \
+                 GRANT REPLICATION SLAVE ON *.* TO repl@'%'"
+            ))
+            .unwrap();
+        let to = primary.at(net.app.db_v4());
+        let agent = Agent::start(ENFORCE).unwrap();
+
+        replica.follow(to, false);
+        let error = replica.await_error("3159");
+        assert!(error.contains(REFUSED_TEXT), "{error}");
+        let record = agent
+            .await_record("the replica", Record::is_denied)
+            .unwrap();
+        is_replica(product, &record);
+
+        agent.set_policy(&exception(&net.app, "repl")).unwrap();
+        primary.query("INSERT INTO shop.t VALUES (43)").unwrap();
+        replica.await_row(43);
+        let record = agent
+            .await_record("the excepted replica", |record| record.rule() == "excused")
+            .unwrap();
+        is_replica(product, &record);
+
+        agent.set_policy(ENFORCE).unwrap();
+        replica.follow(to, true);
+        primary.query("INSERT INTO shop.t VALUES (44)").unwrap();
+        replica.await_row(44);
+        agent
+            .await_record("the replica over TLS", |record| {
+                record.transport() == "tls" && record.source() == Some(net.app.v4())
+            })
+            .unwrap();
+    }
+}
+
+/// MySQL's says what it is; MariaDB's is told by its user name, and by having no program name.
+fn is_replica(product: Product, record: &Record) {
+    assert_eq!(record.user(), "repl", "{}", record.line);
+    assert_eq!(record.transport(), "plaintext", "{}", record.line);
+    let attribute = |name: &str| record.text(&format!("/unmapped/connection_attributes/{name}"));
+    match product {
+        Product::MariaDb => {
+            assert_eq!(attribute("_client_name"), "libmysql", "{}", record.line);
+            assert_eq!(attribute("program_name"), "", "{}", record.line);
+        }
+        Product::MySql => {
+            assert_eq!(
+                attribute("_client_role"),
+                "binary_log_listener",
+                "{}",
+                record.line
+            );
+            assert_eq!(attribute("program_name"), "mysqld", "{}", record.line);
+        }
+    }
+}
+
+fn exception(from: &Host, user: &str) -> String {
+    format!(
+        "{ENFORCE}\n[[exception]]\nname = \"excused\"\nsource = [\"{}/32\"]\nuser = [\"{user}\"]\n\
+         expires = \"never\"\nowner = \"dba@example.com\"\nreason = \"a check that knows no TLS\"\n",
+        from.v4()
+    )
+}
+
+/// A server with an account for HAProxy, which locks out an address after few errors.
+fn watched(host: &Host, product: Product) -> Server {
+    let options = Options::new(product).with(&format!("--max-connect-errors={MAX_CONNECT_ERRORS}"));
+    let server = Server::start(host, &options).unwrap();
+    server.query("CREATE USER haproxy@'%'").unwrap();
+    server
+}
+
+/// HAProxy with one server that it checks under some names, again 100 ms after each result.
+struct HaProxy {
+    child: Child,
+    directory: Scratch,
+}
+
+impl HaProxy {
+    fn start(host: &Host, to: SocketAddr, check: &str) -> Self {
+        let directory = Scratch::new().unwrap();
+        let mut config = format!(
+            "global\n  stats socket {}\n\
+             defaults\n  mode tcp\n  timeout connect 20s\n  timeout client 20s\n  timeout server 20s\n  \
+             timeout check 20s\nbackend db\n  {check}\n",
+            directory.join("stats.sock").display()
+        );
+        for number in 0..CHECKS {
+            writeln!(config, "  server db{number} {to} check inter 100ms").unwrap();
+        }
+        let file = directory.join("haproxy.cfg");
+        fs::write(&file, config).unwrap();
+        let mut command = Command::new("haproxy");
+        command
+            .arg("-db")
+            .arg("-f")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = host.spawn(&mut command).unwrap();
+        Self { child, directory }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join("stats.sock")
+    }
+
+    /// Waits until the server's state and the result of its last check begin with `state`, and returns the
+    /// whole with what the server said.
+    fn await_state(&self, state: &str) -> String {
+        wait::until(&format!("the state {state}"), PATIENCE, || {
+            Ok(self.state().filter(|found| found.starts_with(state)))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}, not {:?}", self.state()))
+    }
+
+    /// `status,check_status,last_chk` of the server; none before the first check.
+    fn state(&self) -> Option<String> {
+        let mut socket = UnixStream::connect(self.socket()).ok()?;
+        socket.write_all(b"show stat\n").ok()?;
+        let mut table = String::new();
+        socket.read_to_string(&mut table).ok()?;
+        let mut lines = table.lines();
+        let head: Vec<_> = lines.next()?.trim_start_matches("# ").split(',').collect();
+        let row: Vec<_> = lines
+            .find(|line| line.starts_with("db,db0,"))?
+            .split(',')
+            .collect();
+        let field = |name: &str| {
+            let index = head.iter().position(|column| *column == name)?;
+            row.get(index).copied()
+        };
+        // A star stands there while the next check runs.
+        let last = field("check_status")?.trim_start_matches("* ");
+        let done = !last.is_empty() && last != "INI";
+        done.then(|| {
+            format!(
+                "{},{last},{}",
+                field("status").unwrap_or_default(),
+                row.join(",")
+            )
+        })
+    }
+}
+
+impl Drop for HaProxy {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn replicating(product: Product, id: u32) -> Options {
+    let options = Options::new(product)
+        .with("--log-bin=binlog")
+        .with(&format!("--server-id={id}"));
+    match product {
+        Product::MariaDb => options,
+        Product::MySql => options
+            .with("--gtid-mode=ON")
+            .with("--enforce-gtid-consistency=ON"),
+    }
+}
+
+struct Replica {
+    server: Server,
+}
+
+impl Replica {
+    fn start(host: &Host, product: Product) -> Self {
+        let server = Server::start(host, &replicating(product, 2)).unwrap();
+        Self { server }
+    }
+
+    /// Follows the primary from now on, over TLS or not.
+    fn follow(&self, to: SocketAddr, tls: bool) {
+        let (stop, change, prefix, start) = match self.server.product() {
+            Product::MariaDb => ("STOP SLAVE", "CHANGE MASTER TO", "MASTER", "START SLAVE"),
+            Product::MySql => (
+                "STOP REPLICA",
+                "CHANGE REPLICATION SOURCE TO",
+                "SOURCE",
+                "START REPLICA",
+            ),
+        };
+        let by_gtid = match self.server.product() {
+            Product::MariaDb => "MASTER_USE_GTID = slave_pos",
+            Product::MySql => "SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1",
+        };
+        self.server
+            .query(&format!(
+                "{stop}; {change} {prefix}_HOST = '{}', {prefix}_PORT = {}, {prefix}_USER = 'repl', \
+                 {prefix}_PASSWORD = '{PASSWORD}', {prefix}_CONNECT_RETRY = 1, {prefix}_SSL = {}, {by_gtid}; \
+                 {start}",
+                to.ip(),
+                to.port(),
+                u8::from(tls),
+            ))
+            .unwrap();
+    }
+
+    /// Waits for an error of the thread that reads from the primary.
+    fn await_error(&self, number: &str) -> String {
+        let status = match self.server.product() {
+            Product::MariaDb => "SHOW SLAVE STATUS",
+            Product::MySql => "SHOW REPLICA STATUS",
+        };
+        wait::until("the error of the replica", PATIENCE, || {
+            let status = self.server.query(status)?;
+            let is_there = status.split('\t').any(|field| field == number);
+            Ok(is_there.then_some(status))
+        })
+        .unwrap()
+    }
+
+    fn await_row(&self, n: u32) {
+        let sql = format!("SELECT COUNT(*) FROM shop.t WHERE n = {n}");
+        let arrived = wait::until_true("the row on the replica", PATIENCE, || {
+            Ok(self.server.query(&sql)?.trim() == "1")
+        });
+        arrived.unwrap_or_else(|error| panic!("{error:#}\n{}", self.server.error_log().unwrap()));
+    }
+}

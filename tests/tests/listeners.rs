@@ -1,0 +1,551 @@
+//! Enforce mode and every way into a server: a plaintext login is refused on each listener, and TLS passes.
+//!
+//! In each test the server is in another network namespace than the agent, as in a container.
+//! `reload.rs` has the servers that start, restart and die while the agent runs.
+
+#![cfg(test)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::thread;
+
+use musttls_tests::agent::Agent;
+use musttls_tests::audit::Record;
+use musttls_tests::client::{Client, Login, Tls};
+use musttls_tests::evidence;
+use musttls_tests::netns::{Host, Net};
+use musttls_tests::place::{Scratch, output};
+use musttls_tests::raw::Raw;
+use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::{ErrorPacket, LoginPacket, REFUSED};
+use rustix::net::sockopt::set_socket_reuseport;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+use serde_json::Value;
+
+const ENFORCE: &str = "mode = \"enforce\"";
+
+#[test]
+fn every_address_of_a_server_is_gated() {
+    let net = Net::new().unwrap();
+    let addresses = "--bind-address=10.77.1.1,fd77:1::1,127.0.0.1";
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product).with(addresses)).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        assert_eq!(listeners(&agent, server.pid(), "classic").len(), 3);
+        is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+        is_gated(&agent, &server, &net.app, server.at(net.app.db_v6()));
+        is_gated(
+            &agent,
+            &server,
+            &net.db,
+            server.at(Ipv4Addr::LOCALHOST.into()),
+        );
+    }
+}
+
+#[test]
+fn server_on_ipv6_only_is_gated() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let options = Options::new(product).with("--bind-address=fd77:1::1");
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        is_gated(&agent, &server, &net.app, server.at(net.app.db_v6()));
+        Raw::connect(&net.app, server.at(net.app.db_v4())).unwrap_err();
+    }
+}
+
+/// An IPv4 client of a socket that is bound to `::`. MariaDB's takes IPv6 only, whatever its address is.
+#[test]
+fn v4_mapped_client_is_gated_and_on_record_by_its_ipv4_address() {
+    let net = Net::new().unwrap();
+    let options = Options::new(Product::MySql).with("--bind-address=::");
+    let server = Server::start(&net.db, &options).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    assert_eq!(
+        listeners(&agent, server.pid(), "classic").len(),
+        1,
+        "one socket for both"
+    );
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+    let mut sessions = agent.records().unwrap();
+    sessions.retain(Record::is_session);
+    assert!(
+        sessions
+            .iter()
+            .all(|record| record.source() == Some(net.app.v4())),
+        "{sessions:?}"
+    );
+}
+
+#[test]
+fn admin_port_of_mysql_is_gated() {
+    let net = Net::new().unwrap();
+    // The default, and one that only the command line names.
+    for port in [33062, 13306] {
+        let options = Options::new(Product::MySql)
+            .with("--admin-address=10.77.1.1")
+            .with(&format!("--admin-port={port}"));
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        let to = SocketAddr::new(net.app.db_v4(), port);
+        is_gated(&agent, &server, &net.app, to);
+        is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+    }
+}
+
+#[test]
+fn extra_port_of_mariadb_is_gated() {
+    let net = Net::new().unwrap();
+    let options = Options::new(Product::MariaDb)
+        .with("--extra-port=3366")
+        .with("--extra-max-connections=10");
+    let server = Server::start(&net.db, &options).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    for to in [net.app.db_v4(), net.app.db_v6()] {
+        is_gated(&agent, &server, &net.app, SocketAddr::new(to, 3366));
+    }
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+}
+
+#[test]
+fn server_in_a_cgroup_of_its_own_is_gated() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let group = Cgroup::new();
+        let enter = format!(
+            "echo $$ > {}/cgroup.procs; exec \"$@\"",
+            group.path.display()
+        );
+        let options = Options::new(product).through(&["sh", "-ec", &enter, "sh"]);
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        let found = of_process(&agent, server.pid()).unwrap();
+        assert_eq!(found["cgroup"], format!("/{}", group.name()));
+        is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+    }
+}
+
+#[test]
+fn redirected_port_is_gated() {
+    let net = Net::new().unwrap();
+    net.db
+        .nft(
+            "add table ip test; add chain ip test in { type nat hook prerouting priority -100; }; \
+             add rule ip test in tcp dport 13306 redirect to :3306",
+        )
+        .unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        is_gated(
+            &agent,
+            &server,
+            &net.app,
+            SocketAddr::new(net.app.db_v4(), 13306),
+        );
+    }
+}
+
+/// A published port of a container: the middle host hands the client's packets on to the server's, with
+/// its own address as their source.
+#[test]
+fn forwarded_port_is_gated() {
+    let net = Net::new().unwrap();
+    net.db
+        .run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))
+        .unwrap()
+        .unwrap();
+    net.db
+        .nft(
+            "add table ip test; add chain ip test in { type nat hook prerouting priority -100; }; \
+             add rule ip test in tcp dport 13306 dnat to 10.77.1.2:3306; \
+             add chain ip test out { type nat hook postrouting priority 100; }; \
+             add rule ip test out oifname veth1 masquerade",
+        )
+        .unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.app, &Options::new(product)).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        is_gated(
+            &agent,
+            &server,
+            &net.legacy,
+            SocketAddr::new(net.legacy.db_v4(), 13306),
+        );
+    }
+}
+
+/// Neither server opens a port of its own accord while it runs, so a scripted one stands in.
+#[test]
+fn listener_that_opens_while_the_agent_runs_is_gated_from_its_first_session() {
+    let net = Net::new().unwrap();
+    let directory = Scratch::new().unwrap();
+    let program = directory.join("mysqld");
+    fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
+    let heard = directory.join("heard");
+    let mut command = Command::new(&program);
+    let _server = Killed(
+        net.db
+            .spawn(command.arg("3306").arg(&heard).arg("13306"))
+            .unwrap(),
+    );
+    wait::until_true("the scripted server", PATIENCE, || Ok(heard.exists())).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    drop(Raw::greeted(&net.app, SocketAddr::new(net.app.db_v4(), 3306)).unwrap());
+    let later = SocketAddr::new(net.app.db_v4(), 13306);
+    let mut raw = wait::until("the second port", PATIENCE, || {
+        Ok(Raw::greeted(&net.app, later).ok().map(|(raw, _)| raw))
+    })
+    .unwrap();
+    raw.send(&LoginPacket::new(OPEN_USER).packet_41()).unwrap();
+    let answer = raw.receive().unwrap();
+    assert_eq!(
+        answer.error().map(|error| error.number),
+        Some(REFUSED),
+        "{answer:?}"
+    );
+    agent
+        .await_record("the refusal", Record::is_denied)
+        .unwrap();
+}
+
+#[test]
+fn socket_of_a_service_manager_is_gated() {
+    let net = Net::new().unwrap();
+    let listener = listener(&net.db, 3306);
+    let server = activated(&net.db, &listener);
+    let agent = Agent::start(ENFORCE).unwrap();
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+}
+
+#[test]
+fn socket_that_a_service_manager_passes_on_while_the_agent_runs_is_gated() {
+    let net = Net::new().unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    let listener = listener(&net.db, 3306);
+    let server = activated(&net.db, &listener);
+    wait::until_true("the listener to be found", PATIENCE, || {
+        Ok(listeners(&agent, server.pid(), "classic").len() == 1)
+    })
+    .unwrap();
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+}
+
+/// The session that has the service manager start the server: it is established before the socket is
+/// a server's.
+#[test]
+fn session_that_starts_its_server_is_gated() {
+    let net = Net::new().unwrap();
+    let policy = format!("{ENFORCE}\n[[server]]\nname = \"activated\"\nports = [3306]");
+    let agent = Agent::start(&policy).unwrap();
+    let listener = listener(&net.db, 3306);
+    let to = SocketAddr::new(net.app.db_v4(), 3306);
+    // Until the agent has found that the listener is no server's, and the gate knows it.
+    for _ in 0..20 {
+        agent.status().unwrap();
+        drop(Raw::connect(&net.app, to).unwrap());
+    }
+    let mut raw = Raw::connect(&net.app, to).unwrap();
+    let server = activated(&net.db, &listener);
+    let mark = evidence::mark(&server).unwrap();
+    raw.greeting().unwrap();
+    raw.send(&server.open_login().packet_41()).unwrap();
+    let answer = raw.receive().unwrap();
+    assert_eq!(
+        answer.error().map(|error| error.number),
+        Some(REFUSED),
+        "{answer:?}"
+    );
+    assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
+}
+
+/// Neither server sets `SO_REUSEPORT` itself: a service manager does. The kernel spreads the sessions of
+/// the port over its listeners.
+#[test]
+fn helper_that_shares_the_port_of_a_server_is_let_alone() {
+    const SESSIONS: usize = 40;
+    let net = Net::new().unwrap();
+    let listener = listener(&net.db, 3306);
+    let server = activated(&net.db, &listener);
+    let helper = self::listener(&net.db, 3306);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let to = server.at(net.app.db_v4());
+    let login = server.open_login().packet_41();
+    let (mut echoed, mut refused) = (0, 0);
+    thread::scope(|scope| {
+        scope.spawn(|| echo(&helper));
+        for _ in 0..SESSIONS {
+            let mut stream = net.app.run(|| TcpStream::connect(to)).unwrap().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            // The helper waits for the client, the server greets: an honest client of the helper's protocol
+            // may speak first, and its first bytes look like a login.
+            let mut first = [0; 4];
+            stream.peek(&mut first).unwrap();
+            if first == HELPER {
+                stream.write_all(&login).unwrap();
+                let mut all = vec![0; HELPER.len() + login.len()];
+                stream.read_exact(&mut all).unwrap();
+                assert_eq!(all, [HELPER.as_slice(), &login].concat());
+                echoed += 1;
+            } else {
+                let mut raw = Raw::over(stream).unwrap();
+                raw.greeting().unwrap();
+                raw.send(&login).unwrap();
+                let answer = raw.receive().unwrap();
+                let number = answer.error().map(|error| error.number);
+                assert_eq!(number, Some(REFUSED), "{answer:?}");
+                refused += 1;
+            }
+        }
+        // The end of the helper.
+        rustix::net::shutdown(&helper, rustix::net::Shutdown::Both).unwrap();
+    });
+    assert!(
+        echoed > 0 && refused > 0,
+        "{echoed} sessions of the helper, {refused} of the server"
+    );
+    wait::until_true("the refusals in the status", PATIENCE, || {
+        Ok(agent.outcome("denied")? == refused)
+    })
+    .unwrap();
+}
+
+/// Group communication, and both ways of state transfer, between two real nodes in plaintext: the second
+/// one joins while the gate enforces. What the nodes' clients send on the classic port is judged.
+#[test]
+fn galera_cluster_forms_while_its_classic_port_is_gated() {
+    let net = Net::new().unwrap();
+    let node = |address: &str, cluster: &str| {
+        [
+            "--wsrep-on=ON",
+            "--wsrep-provider=/usr/lib/galera/libgalera_smm.so",
+            "--wsrep-sst-method=rsync",
+            "--binlog-format=ROW",
+            "--innodb-autoinc-lock-mode=2",
+            &format!("--wsrep-node-address={address}"),
+            &format!("--wsrep-cluster-address=gcomm://{cluster}"),
+        ]
+        .into_iter()
+        .fold(Options::new(Product::MariaDb), |options, option| {
+            options.with(option)
+        })
+    };
+    let first = Server::start(&net.db, &node("10.77.1.1", "")).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    let second = Server::start(&net.app, &node("10.77.1.2", "10.77.1.1")).unwrap();
+    for server in [&first, &second] {
+        wait::until_true("a cluster of two", PATIENCE * 2, || {
+            let size = server.query("SHOW STATUS LIKE 'wsrep_cluster_size'")?;
+            Ok(size.split_whitespace().eq(["wsrep_cluster_size", "2"]))
+        })
+        .unwrap();
+        let named = listeners(&agent, server.pid(), "Galera replication");
+        assert_eq!(named.len(), 1, "{named:?}");
+        assert!(
+            named.iter().all(|listener| listener["covered"] == false),
+            "{named:?}"
+        );
+    }
+    first.query("INSERT INTO shop.t VALUES (43)").unwrap();
+    wait::until_true("replication", PATIENCE, || {
+        Ok(second
+            .query("SELECT COUNT(*) FROM shop.t WHERE n = 43")?
+            .trim()
+            == "1")
+    })
+    .unwrap();
+    assert_eq!(agent.outcome("denied").unwrap(), 0);
+    assert!(agent.held().unwrap().is_empty());
+    is_gated(&agent, &first, &net.app, first.at(net.app.db_v4()));
+}
+
+/// The only listener that a server opens by a statement, while the agent runs.
+#[test]
+fn group_communication_of_mysql_is_named_and_not_judged() {
+    let net = Net::new().unwrap();
+    let options = [
+        "--plugin-load-add=group_replication.so",
+        "--log-bin=binlog",
+        "--server-id=1",
+        "--gtid-mode=ON",
+        "--enforce-gtid-consistency=ON",
+        "--report-host=10.77.1.1",
+        "--loose-group-replication-group-name=c5e0a3d2-9f64-4a0e-8d4b-9f5a7e1b2c3d",
+        "--loose-group-replication-local-address=10.77.1.1:33061",
+        "--loose-group-replication-bootstrap-group=ON",
+        "--loose-group-replication-start-on-boot=OFF",
+    ]
+    .into_iter()
+    .fold(Options::new(Product::MySql), |options, option| {
+        options.with(option)
+    });
+    let server = Server::start(&net.db, &options).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    assert!(listeners(&agent, server.pid(), "group communication").is_empty());
+    server.query("START GROUP_REPLICATION").unwrap();
+    let named = wait::until("the port of group communication", PATIENCE, || {
+        let named = listeners(&agent, server.pid(), "group communication");
+        Ok((!named.is_empty()).then_some(named))
+    })
+    .unwrap();
+    assert!(
+        named.iter().all(|listener| listener["covered"] == false),
+        "{named:?}"
+    );
+    let seen = agent.outcome("seen").unwrap();
+    let mut raw = Raw::connect(&net.app, SocketAddr::new(net.app.db_v4(), 33061)).unwrap();
+    raw.send(&server.open_login().packet_41()).unwrap();
+    // Its own answer to what it does not understand, or none.
+    drop(raw.receive_within(PATIENCE / 20));
+    assert_eq!(agent.outcome("seen").unwrap(), seen);
+    assert!(agent.held().unwrap().is_empty());
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+}
+
+/// Plaintext is refused as the server itself would, TLS passes, and both are on record.
+fn is_gated(agent: &Agent, server: &Server, client: &Host, to: SocketAddr) {
+    let count = |wanted: fn(&Record) -> bool| {
+        agent
+            .records()
+            .unwrap()
+            .iter()
+            .filter(|record| wanted(record))
+            .count()
+    };
+    let is_tls = |record: &Record| record.is_session() && record.transport() == "tls";
+    let (denied, tls) = (count(Record::is_denied), count(is_tls));
+    let (mut raw, _) = Raw::greeted(client, to).unwrap();
+    raw.send(&server.open_login().packet_41()).unwrap();
+    let answer = raw.receive().unwrap();
+    let sqlstate = server.product().refusal_sqlstate();
+    let refusal = ErrorPacket::refusal(2, Some(sqlstate));
+    assert_eq!(answer.error(), Some(refusal), "{to}: {answer:?}");
+    agent
+        .await_records("the refusal", denied + 1, Record::is_denied)
+        .unwrap();
+
+    let mut login = Login::new(server, client, Tls::Required).to(to.ip());
+    login.port = to.port();
+    let answer = Client::PyMySql.login(client, &login).unwrap();
+    let session = answer
+        .result
+        .unwrap_or_else(|_| panic!("{to}: {}", answer.text));
+    let records = agent.await_records("TLS", tls + 1, is_tls).unwrap();
+    let record = records.last().unwrap();
+    assert_eq!(
+        record.tls_version(),
+        session.tls_version,
+        "{to}: {}",
+        record.line
+    );
+    assert_eq!(record.action(), Some(1), "{to}: {}", record.line);
+}
+
+/// What the status says of the server with this process id.
+fn of_process(agent: &Agent, pid: u32) -> Option<Value> {
+    let status = agent.status().unwrap();
+    let servers = status["servers"].as_array().unwrap();
+    servers.iter().find(|server| server["pid"] == pid).cloned()
+}
+
+/// Its listeners of this protocol.
+fn listeners(agent: &Agent, pid: u32, protocol: &str) -> Vec<Value> {
+    let server = of_process(agent, pid).unwrap_or_default();
+    let all = server["listeners"].as_array().cloned().unwrap_or_default();
+    all.into_iter()
+        .filter(|listener| listener["protocol"] == protocol)
+        .collect()
+}
+
+/// A MariaDB that is handed this socket.
+fn activated(host: &Host, listener: &TcpListener) -> Server {
+    Server::start_activated(host, &Options::new(Product::MariaDb), listener).unwrap()
+}
+
+/// A listening socket that shares its port.
+fn listener(host: &Host, port: u16) -> TcpListener {
+    let make = || -> rustix::io::Result<TcpListener> {
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        let socket = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        set_socket_reuseport(&socket, true)?;
+        bind(&socket, &any)?;
+        listen(&socket, 64)?;
+        Ok(socket.into())
+    };
+    host.run(make).unwrap().unwrap()
+}
+
+/// What the helper says first.
+const HELPER: [u8; 4] = *b"help";
+
+/// Says [`HELPER`] and what the client says, session by session, until the listener is shut down.
+fn echo(listener: &TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept() {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&HELPER).unwrap();
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = stream.read(&mut chunk) {
+            stream.write_all(&chunk[..length]).unwrap();
+        }
+    }
+}
+
+/// A process that ends with its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A group of the version 2 hierarchy, in a mount of its own: hosts have it in different places.
+struct Cgroup {
+    path: PathBuf,
+    mount: Scratch,
+}
+
+impl Cgroup {
+    fn new() -> Self {
+        let mount = Scratch::new().unwrap();
+        output(
+            Command::new("mount")
+                .args(["-t", "cgroup2", "cgroup2"])
+                .arg(mount.path()),
+        )
+        .unwrap();
+        let path = mount.join(format!("musttls-test-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self { path, mount }
+    }
+
+    fn name(&self) -> String {
+        self.path
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its processes have ended; the kernel may still be at it.
+        let removed = wait::until_true("the group to be empty", PATIENCE, || {
+            Ok(fs::remove_dir(&self.path).is_ok())
+        });
+        output(Command::new("umount").arg(self.mount.path())).unwrap();
+        removed.unwrap();
+    }
+}
