@@ -54,7 +54,7 @@ impl Daemon {
         while let Some(record) = self.listens.get_mut().next_record() {
             match record {
                 Ok(record) => {
-                    listeners.push((record.event.cookie, record.event.endpoints.server_port))
+                    listeners.push((record.event.cookie, record.event.endpoints.server_port));
                 }
                 Err(error) => self.recorder.unreadable(&error),
             }
