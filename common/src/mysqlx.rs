@@ -147,47 +147,45 @@ impl ClientFrames {
     }
 }
 
-/// Finds the server's TLS flight behind its frames.
+/// Finds the server's TLS flight behind its frames, and its answer to a login before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ServerFrames {
     /// Offset in the server's stream of the next byte that is wanted.
     position: u32,
-    /// Offset in the server's stream of the frame, or of the TLS flight.
-    start: u32,
-    /// The header's bytes so far.
-    header: [u8; 3],
-    /// How many; [`ServerFrames::TLS`] once the flight is found.
+    /// The frame's length so far; where the TLS flight begins, once it is found.
+    value: u32,
+    /// How many bytes of the header were read; [`ServerFrames::TLS`] once the flight is found.
     state: u8,
+    /// 1 when a frame answered a login.
+    login: u8,
+    _pad: [u8; 2],
 }
 
 impl ServerFrames {
-    const TLS: u8 = 4;
+    const TLS: u8 = 5;
+    /// `Mysqlx.Session.AuthenticateContinue` and `AuthenticateOk`.
+    const ANSWERS: core::ops::RangeInclusive<u8> = 3..=4;
 
     /// Upper bound of [`Reader::take`] calls for one segment: eight frames.
-    pub const STEPS: u32 = 32;
-
-    /// A reader whose next frame begins at `start` in the server's stream.
-    #[must_use]
-    #[inline(always)]
-    pub const fn at(start: u32) -> Self {
-        Self {
-            position: start,
-            start,
-            header: [0; 3],
-            state: 0,
-        }
-    }
+    pub const STEPS: u32 = 40;
 
     /// Where the TLS flight begins, once it is found.
     #[must_use]
     #[inline(always)]
     pub const fn flight(&self) -> Option<u32> {
         if self.state == Self::TLS {
-            Some(self.start)
+            Some(self.value)
         } else {
             None
         }
+    }
+
+    /// Whether the server has answered a login.
+    #[must_use]
+    #[inline(always)]
+    pub const fn answers_login(&self) -> bool {
+        self.login != 0
     }
 }
 
@@ -204,22 +202,21 @@ impl Reader for ServerFrames {
 
     #[inline(always)]
     fn take(&mut self, byte: u8) {
-        self.position += 1;
-        match self.state {
-            0 => self.header[0] = byte,
-            1 => self.header[1] = byte,
-            2 => self.header[2] = byte,
-            _ => {
-                let [b0, b1, b2] = self.header;
-                let length = u32::from_le_bytes([b0, b1, b2, byte]);
-                *self = Self::at(self.position.wrapping_add(length));
-                return;
-            }
+        self.position = self.position.wrapping_add(1);
+        if self.state >= 4 {
+            self.login |= u8::from(Self::ANSWERS.contains(&byte));
+            // The length counts the type, which was read.
+            self.position = self.position.wrapping_add(self.value).wrapping_sub(1);
+            self.value = 0;
+            self.state = 0;
+            return;
         }
+        self.value |= u32::from(byte) << (8 * (self.state & 3));
         self.state += 1;
-        let [b0, b1, b2] = self.header;
+        let [b0, b1, b2, _] = self.value.to_le_bytes();
         if self.state == 3 && is_record(b0, b1, b2) {
             self.state = Self::TLS;
+            self.value = self.position.wrapping_sub(3);
         }
     }
 }
@@ -388,6 +385,11 @@ mod tests {
         }
         let plain = [&hello[..], &ok].concat();
         assert_eq!(read(&plain, &[]).flight(), None);
+        assert!(!read(&stream, &[]).answers_login());
+        let challenge = [22, 0, 0, 0, 3, 0x0a, 20];
+        for cut in 0..challenge.len() {
+            assert!(read(&[&plain[..], &challenge].concat(), &[14 + cut]).answers_login());
+        }
     }
 
     /// A server that takes the frames as a client meant them to be taken, from the copies that passed.

@@ -46,8 +46,10 @@ pub struct Listener {
     pub server: u16,
     /// A [`ListenerClass`].
     pub class: u8,
+    /// 1 when the gate has learned it from a greeting; 0 when the agent has said it.
+    pub learned: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 5],
+    pub _pad: [u8; 4],
 }
 
 /// Where a session stands.
@@ -170,8 +172,12 @@ pub struct SocketRecord {
     /// 1 when a pending listener's session began with what looks like a TLS record: no more than one may pass
     /// before the server has answered.
     pub tls_first: u8,
+    /// 1 when client bytes have passed while the listener was pending: nobody has judged them.
+    pub unjudged: u8,
+    /// 1 when `class` was learned from a greeting, so that the agent's word still counts.
+    pub learned: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 4],
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 152 && align_of::<SocketRecord>() == 8);

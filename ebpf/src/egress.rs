@@ -83,9 +83,9 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord, end: u32) -> Action
     }
     if record.counted == 0 {
         session::seen(record);
-        if record.client_spoke != 0 {
-            return session::spoke_too_early(record);
-        }
+    }
+    if record.unjudged != 0 {
+        return session::spoke_too_early(record);
     }
     if end <= greeting_len {
         return Action::Pass;

@@ -172,8 +172,13 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
         ListenerClass::Pending if !segment.urgent => {
             return pending(ctx, record, &tcp, segment);
         }
-        ListenerClass::X => return x::enter(ctx, record),
-        ListenerClass::Pending | ListenerClass::Classic => {}
+        ListenerClass::Pending | ListenerClass::Classic | ListenerClass::X => {}
+    }
+    if record.unjudged != 0 && record.class != ListenerClass::Pending as u8 {
+        return session::spoke_too_early(record);
+    }
+    if record.class == ListenerClass::X as u8 {
+        return x::enter(ctx, record);
     }
     if !is_empty {
         record.client_spoke = 1;
@@ -227,14 +232,13 @@ enum First {
 /// Looks at the first bytes of the client's stream. The sequence id of the first packet of a login is 1. A TLS
 /// `ClientHello` can have a 1 there too, as the high byte of its length; it is told by its first six bytes (RFC
 /// 8446 sections 5.1 and 4), the last of which would be capability flags without `CLIENT_PROTOCOL_41` in a login.
-/// In X Protocol a login is a frame below 64 KiB of type 4, `AuthenticateStart`.
+/// In X Protocol a login is a frame below 64 MiB of type 4, `AuthenticateStart`, maybe behind one of type 1 to 3.
 ///
 /// All this is told from one segment, and a part of it could be that of any login: the server might take the rest
 /// from another copy.
 #[inline(always)]
 fn first(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment) -> First {
     const CLIENT_HELLO: u8 = 1;
-    const AUTHENTICATE_START: u8 = 4;
     if segment.start > FLAGS_HIGH_OFFSET as i32 {
         return First::Other;
     }
@@ -247,7 +251,7 @@ fn first(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment) -> First {
         && at(1) == Some(3)
         && matches!(at(2), Some(1..=4))
         && at(5) == Some(CLIENT_HELLO);
-    let x = at(2) == Some(0) && sequence_id == Some(0) && at(4) == Some(AUTHENTICATE_START);
+    let x = matches!(sequence_id, Some(0..=4)) && matches!(at(4), Some(1..=4));
     if tls {
         First::Tls
     } else if x || sequence_id == Some(1) {
@@ -271,6 +275,7 @@ fn pending(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: S
         return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
     }
     record.client_spoke = 1;
+    record.unjudged = 1;
     Action::Pass
 }
 

@@ -74,13 +74,14 @@ fn listens(ctx: &SockOpsContext) {
 #[inline(always)]
 pub(crate) fn resolve(record: &mut SocketRecord) -> ListenerClass {
     let class = ListenerClass::from_u8(record.class);
-    if class != ListenerClass::Pending {
+    if class != ListenerClass::Pending && record.learned == 0 {
         return class;
     }
     // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
     if let Some(listener) = unsafe { LISTENERS.get(record.listener_cookie) } {
         record.endpoints.server = listener.server;
         record.class = listener.class;
+        record.learned = listener.learned;
     }
     ListenerClass::from_u8(record.class)
 }
@@ -90,14 +91,21 @@ pub(crate) fn resolve(record: &mut SocketRecord) -> ListenerClass {
 #[inline(always)]
 pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
     record.class = class as u8;
+    record.learned = 1;
     let listener = Listener {
         server: record.endpoints.server,
         class: class as u8,
-        _pad: [0; 5],
+        learned: 1,
+        _pad: [0; 4],
     };
     match LISTENERS.get_ptr_mut(record.listener_cookie) {
-        // SAFETY: an entry lives until the program ends, and its class is one byte.
-        Some(known) => unsafe { (*known).class = class as u8 },
+        // SAFETY: an entry lives until the program ends, and its fields are bytes.
+        Some(known) => unsafe {
+            if (*known).class == ListenerClass::Pending as u8 {
+                (*known).learned = 1;
+                (*known).class = class as u8;
+            }
+        },
         // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has. Else it is told:
         // the socket may have been passed on to a server since it began to listen.
         None => {
@@ -166,7 +174,12 @@ fn changed(ctx: &SockOpsContext) {
     let Some(record) = SOCKETS.get(sk) else {
         return;
     };
-    let outcome = match Phase::from_u8(record.phase) {
+    let phase = if record.denied == 0 {
+        Phase::from_u8(record.phase)
+    } else {
+        Phase::Denied
+    };
+    let outcome = match phase {
         Phase::Plain if record.client_spoke == 0 => Outcome::HalfOpen,
         Phase::Plain => Outcome::Incomplete,
         Phase::Claimed if record.hello.is_proof() => {
@@ -203,6 +216,10 @@ fn changed(ctx: &SockOpsContext) {
 /// The server's own bytes were a TLS flight.
 #[inline(always)]
 pub(crate) fn secure(record: &mut SocketRecord, mode: Mode) {
+    if record.denied != 0 {
+        // By another CPU, at the same time.
+        return;
+    }
     record.phase = Phase::Secure as u8;
     emit::count_outcome(record, Outcome::Secure);
     let mut event = Event::default();

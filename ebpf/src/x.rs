@@ -144,11 +144,14 @@ pub(crate) fn on_egress(ctx: &SkBuffContext) -> Action {
             Action::Pass
         };
     };
-    if is_denied {
-        return denied(&tcp);
-    }
     let start = tcp.seq.wrapping_sub(record.server_base);
     let end = start.wrapping_add(tcp.payload_len);
+    let frames = &mut record.server_frames;
+    // A server that says more than so many frames at once before TLS is not followed: no flight is found.
+    packet::advance(ctx, &tcp, frames, start, end, ServerFrames::STEPS);
+    if is_denied {
+        return denied(record, &tcp);
+    }
     undecided(ctx, record, &tcp, start, end)
 }
 
@@ -169,14 +172,15 @@ fn undecided(
     }
     if record.counted == 0 {
         session::seen(record);
-        if record.client_spoke != 0 {
-            // Before it was known what to look for.
-            return session::spoke_too_early(record);
-        }
     }
-    let frames = &mut record.server_frames;
-    // A server that says more than so many frames at once before TLS is not followed: no flight is found.
-    packet::advance(ctx, tcp, frames, start, end, ServerFrames::STEPS);
+    if record.unjudged != 0 {
+        return session::spoke_too_early(record);
+    }
+    if record.server_frames.answers_login() {
+        // In observe mode, or if the gate was wrong: the server has read a login that it did not see.
+        let policy = Policy::of(record.endpoints.server);
+        return session::deny(record, Reason::XWithoutTls, policy.as_ref());
+    }
     let Some(flight) = record.server_frames.flight() else {
         return Action::Pass;
     };
@@ -195,10 +199,13 @@ fn undecided(
 }
 
 /// A packet to the client of a denied session. What the server says goes out, since it has read no login: its answer
-/// to what came before, and the refusal that the agent sends for it. Its end does not: the client gets a reset.
+/// to what came before, and the refusal that the agent sends for it. If it may have read one, nothing does. Nor does
+/// its end: the client gets a reset.
 #[inline(always)]
-const fn denied(tcp: &Tcp) -> Action {
-    if tcp.payload_len > 0 {
+fn denied(record: &SocketRecord, tcp: &Tcp) -> Action {
+    let may_have_read =
+        record.reason == Reason::LoginBeforeGreeting as u8 || record.server_frames.answers_login();
+    if tcp.payload_len > 0 && !may_have_read {
         Action::Pass
     } else {
         Action::Drop

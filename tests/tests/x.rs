@@ -255,11 +255,17 @@ fn observe_mode_reports_and_changes_nothing() {
     let net = Net::new().unwrap();
     let _server = start(&net);
     let agent = Agent::start("mode = \"observe\"").unwrap();
-    let mut raw = connect(&net);
-    raw.send(&login()).unwrap();
-    assert_eq!(raw.receive_x().unwrap().unwrap().kind, CHALLENGE);
+    // Whole, and with its header in two segments, which nobody judges before the server's answer.
+    for cut in [0, 3] {
+        let mut raw = connect(&net);
+        let login = login();
+        let (first, second) = login.split_at(cut);
+        raw.send(first).unwrap();
+        raw.send(second).unwrap();
+        assert_eq!(raw.receive_x().unwrap().unwrap().kind, CHALLENGE, "{cut}");
+    }
     agent
-        .await_record("what would be refused", |record| {
+        .await_records("what would be refused", 2, |record| {
             record.action() == Some(3) && record.text("/unmapped/reason") == "x-without-tls"
         })
         .unwrap();

@@ -71,9 +71,12 @@ impl Daemon {
         // that the configuration names, may be passed on to a server. It stays pending, and is judged if it greets
         // as a server does.
         let all_known = self.scan_errors.is_empty();
+        let of_init = servers::ports_of_init();
         for (cookie, port) in listeners {
-            let may_become_one = || self.config.names_port(port) || servers::held_by_init(port);
-            if !all_known || known.contains(&cookie) || may_become_one() {
+            // If it cannot be found out which are the service manager's, any may be.
+            let may_be_passed_on = self.config.names_port(port)
+                || of_init.as_ref().map_or(true, |ports| ports.contains(&port));
+            if !all_known || known.contains(&cookie) || may_be_passed_on {
                 continue;
             }
             if let Err(error) = self.tagger.is_no_server(cookie) {

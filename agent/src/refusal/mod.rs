@@ -373,8 +373,9 @@ impl Engine {
         let is_x = is_x(&event);
         // The answer's place in the stream is free only while the server has said nothing but its greeting. In X
         // Protocol it may say something else before it.
-        let silent = is_x
-            || state.written == u64::from(event.greeting_len)
+        let silent = is_x && event.reason != Reason::LoginBeforeGreeting as u8
+            || !is_x
+                && state.written == u64::from(event.greeting_len)
                 && event.reason != Reason::NotBorneOut as u8;
         let [.., sequence_id] = event.login_header;
         let mut told_after = None;

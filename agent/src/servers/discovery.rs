@@ -1,6 +1,6 @@
 //! Reads procfs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use procfs::net::{TcpState, UnixState};
 use procfs::process::{FDTarget, Process, all_processes};
@@ -62,25 +62,24 @@ pub fn find() -> Result<(Vec<Server>, Vec<ScanError>), procfs::ProcError> {
     Ok((servers, errors))
 }
 
-/// Whether the service manager (process 1) listens at `port`, to start a service for it. If that cannot be found
-/// out, it may.
-#[must_use]
-pub fn held_by_init(port: u16) -> bool {
-    let holds = || -> Result<bool, procfs::ProcError> {
-        let init = Process::new(1)?;
-        let mut entries = init.tcp()?;
-        entries.extend(init.tcp6().unwrap_or_default());
-        let inodes: Vec<u64> = entries
-            .iter()
-            .filter(|entry| entry.state == TcpState::Listen && entry.local_address.port() == port)
-            .map(|entry| entry.inode)
-            .collect();
-        let mut descriptors = init.fd()?.flatten();
-        Ok(descriptors.any(|descriptor| {
-            matches!(descriptor.target, FDTarget::Socket(inode) if inodes.contains(&inode))
-        }))
-    };
-    holds().unwrap_or(true)
+/// Ports at which the service manager (process 1) listens, to start services for them.
+pub fn ports_of_init() -> Result<HashSet<u16>, procfs::ProcError> {
+    let init = Process::new(1)?;
+    let inodes: HashSet<u64> = init
+        .fd()?
+        .flatten()
+        .filter_map(|descriptor| match descriptor.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect();
+    let mut entries = init.tcp()?;
+    entries.extend(init.tcp6().unwrap_or_default());
+    Ok(entries
+        .iter()
+        .filter(|entry| entry.state == TcpState::Listen && inodes.contains(&entry.inode))
+        .map(|entry| entry.local_address.port())
+        .collect())
 }
 
 /// The name of the process's program file, if it is a server's. Where that may not be read, the name of its

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use musttls_common::session::ListenerClass;
 
-pub use discovery::{ScanError, find, held_by_init};
+pub use discovery::{ScanError, find, ports_of_init};
 pub use tag::Tagger;
 
 /// Ports of listeners of a server process that speak neither protocol of logins, unless a `[[server]]`

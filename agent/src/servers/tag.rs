@@ -51,7 +51,8 @@ impl Tagger {
                 let tag = Tag {
                     server: index,
                     class: listener.protocol.class() as u8,
-                    _pad: [0; 5],
+                    learned: 0,
+                    _pad: [0; 4],
                 };
                 if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
                     && known == tag
@@ -92,7 +93,8 @@ impl Tagger {
         let tag = Tag {
             server: 0,
             class: ListenerClass::Other as u8,
-            _pad: [0; 5],
+            learned: 0,
+            _pad: [0; 4],
         };
         self.maps.note(cookie, tag)
     }
