@@ -98,30 +98,27 @@ pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
         learned: 1,
         _pad: [0; 4],
     };
-    match LISTENERS.get_ptr_mut(record.listener_cookie) {
+    if let Some(known) = LISTENERS.get_ptr_mut(record.listener_cookie) {
         // SAFETY: an entry lives until the program ends, and its fields are bytes.
-        Some(known) => unsafe {
+        unsafe {
             if (*known).class == ListenerClass::Pending as u8 {
                 (*known).learned = 1;
                 (*known).class = class as u8;
             }
-        },
-        // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has. Else it is told:
-        // the socket may have been passed on to a server since it began to listen.
-        None => {
-            let _named = LISTENERS.insert(record.listener_cookie, listener, u64::from(BPF_NOEXIST));
-            emit::event(
-                &Event {
-                    cookie: record.listener_cookie,
-                    endpoints: record.endpoints,
-                    kind: Kind::Listen as u8,
-                    abi: musttls_common::ABI_VERSION,
-                    ..Event::default()
-                },
-                Ring::Listens,
-            );
         }
+        return;
     }
+    // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has. Else it is told: the
+    // socket may have been passed on to a server since it began to listen.
+    let _named = LISTENERS.insert(record.listener_cookie, listener, u64::from(BPF_NOEXIST));
+    let event = Event {
+        cookie: record.listener_cookie,
+        endpoints: record.endpoints,
+        kind: Kind::Listen as u8,
+        abi: musttls_common::ABI_VERSION,
+        ..Event::default()
+    };
+    emit::event(&event, Ring::Listens);
 }
 
 /// A connection is established: its record, so far the listener's, becomes that of a session. The

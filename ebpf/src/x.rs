@@ -202,7 +202,7 @@ fn undecided(
 /// to what came before, and the refusal that the agent sends for it. If it may have read one, nothing does. Nor does
 /// its end: the client gets a reset.
 #[inline(always)]
-fn denied(record: &SocketRecord, tcp: &Tcp) -> Action {
+const fn denied(record: &SocketRecord, tcp: &Tcp) -> Action {
     let may_have_read =
         record.reason == Reason::LoginBeforeGreeting as u8 || record.server_frames.answers_login();
     if tcp.payload_len > 0 && !may_have_read {
