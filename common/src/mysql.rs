@@ -6,7 +6,6 @@
 //!
 //! A packet is `length[3] sequence_id[1] payload[length]`, little endian. The server speaks first.
 
-use crate::mysqlx;
 use crate::stream::Reader;
 
 /// Length of a packet header, in bytes.
@@ -70,6 +69,10 @@ pub const REFUSAL_LEN_320: u32 = HEADER_LEN + 1 + 2 + 88;
 const ERR: u8 = 0xff;
 /// First payload byte of `Protocol::HandshakeV10`.
 const PROTOCOL_V10: u8 = 0x0a;
+/// In X Protocol this byte is a frame's type: `Mysqlx.Notice.Frame`.
+const X_NOTICE: u8 = 11;
+/// The notice with which a server of `MySQL` 8.0.16 or newer greets in X Protocol: `SERVER_HELLO`, whole.
+const X_HELLO_LEN: u32 = 9;
 /// Bytes of the greeting between the version's NUL and the low capability bytes: thread id 4,
 /// scramble 8, filler 1.
 const AFTER_VERSION: u32 = 13;
@@ -225,7 +228,7 @@ impl Reader for GreetingReader {
             state::SEQUENCE_ID if byte == 0 => self.state = state::PROTOCOL,
             state::PROTOCOL if byte == PROTOCOL_V10 => self.state = state::VERSION,
             state::PROTOCOL if byte == ERR => self.finish(Greeting::Error),
-            state::PROTOCOL if mysqlx::is_hello(self.packet_len - HEADER_LEN, byte) => {
+            state::PROTOCOL if byte == X_NOTICE && self.packet_len == X_HELLO_LEN => {
                 self.finish(Greeting::MysqlX);
             }
             state::SEQUENCE_ID | state::PROTOCOL => self.finish(Greeting::Foreign),

@@ -12,16 +12,13 @@
 
 use crate::judge::{Judgement, Segment};
 use crate::stream::Reader;
+use crate::tls::begins_handshake;
 use crate::verdict::{Hold, Reason};
 
 /// Length of a frame's header, its type included, in bytes.
 pub const HEADER_LEN: u32 = 5;
 /// Client messages that carry no login: `CON_CAPABILITIES_GET` 1, `CON_CAPABILITIES_SET` 2, `CON_CLOSE` 3.
 const HARMLESS: core::ops::RangeInclusive<u8> = 1..=3;
-/// `Mysqlx.Notice.Frame`.
-const NOTICE: u8 = 11;
-/// The notice with which a server of `MySQL` 8.0.16 or newer greets: `SERVER_HELLO`, length and type.
-const HELLO_LEN: u32 = 9;
 
 /// Most frames of a client before TLS. Drivers send one to three.
 pub const FRAMES: usize = 4;
@@ -31,20 +28,6 @@ pub const FRAMES: usize = 4;
 pub const FIRST_RECORD_MAX: u32 = 5 + (1 << 14) + 2048;
 // `16 03 01` and more as the low bytes of a frame's length.
 const _: () = assert!(FIRST_RECORD_MAX < 0x01_0316);
-
-/// Whether a server's first bytes may be [`HELLO_LEN`] bytes of a notice, by its length and type.
-#[must_use]
-#[inline(always)]
-pub const fn is_hello(length: u32, kind: u8) -> bool {
-    length + 4 == HELLO_LEN && kind == NOTICE
-}
-
-/// Whether the first bytes of a frame's header are those of a TLS record of TLS 1.0 or later, as all
-/// clients send it (RFC 8446 section 5.1, `legacy_record_version`).
-#[inline(always)]
-const fn is_record(first: u8, major: u8, minor: u8) -> bool {
-    first == crate::tls::CONTENT_HANDSHAKE && major == 3 && minor >= 1 && minor <= 4
-}
 
 /// The frames of a client before TLS: where each ends.
 ///
@@ -102,7 +85,7 @@ impl ClientFrames {
         let Some([b0, b1, b2, b3, kind]) = header(segment.payload_index(at)) else {
             return Err(Judgement::Hold(Hold::Unreadable));
         };
-        if is_record(b0, b1, b2) {
+        if begins_handshake(b0, b1, b2) {
             if known {
                 return Err(Judgement::Plaintext(Reason::NotALogin));
             }
@@ -214,7 +197,7 @@ impl Reader for ServerFrames {
         self.value |= u32::from(byte) << (8 * (self.state & 3));
         self.state += 1;
         let [b0, b1, b2, _] = self.value.to_le_bytes();
-        if self.state == 3 && is_record(b0, b1, b2) {
+        if self.state == 3 && begins_handshake(b0, b1, b2) {
             self.state = Self::TLS;
             self.value = self.position.wrapping_sub(3);
         }
@@ -375,10 +358,9 @@ mod tests {
 
     #[test]
     fn flight_of_the_server_is_found_behind_its_frames_in_any_cut() {
-        let hello = [5, 0, 0, 0, NOTICE, 8, 5, 0x1a, 0];
+        let hello = [5, 0, 0, 0, 11, 8, 5, 0x1a, 0];
         let ok = [1, 0, 0, 0, 0];
         let flight = [0x16, 3, 3, 0, 0x7a, 2, 0, 0, 0x76, 3, 3];
-        assert!(is_hello(5, NOTICE));
         let stream = [&hello[..], &ok, &flight].concat();
         for cut in 0..stream.len() {
             assert_eq!(read(&stream, &[cut]).flight(), Some(14), "cut at {cut}");

@@ -52,6 +52,30 @@ pub struct Listener {
     pub _pad: [u8; 4],
 }
 
+impl Listener {
+    /// What the agent says of a listener.
+    #[must_use]
+    #[inline(always)]
+    pub const fn named(server: u16, class: ListenerClass) -> Self {
+        Self {
+            server,
+            class: class as u8,
+            learned: 0,
+            _pad: [0; 4],
+        }
+    }
+
+    /// What a greeting has told of one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn learned(server: u16, class: ListenerClass) -> Self {
+        Self {
+            learned: 1,
+            ..Self::named(server, class)
+        }
+    }
+}
+
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -183,6 +207,17 @@ pub struct SocketRecord {
 const _: () = assert!(size_of::<SocketRecord>() == 152 && align_of::<SocketRecord>() == 8);
 
 impl SocketRecord {
+    /// Where the session stands. A denial is for good, whatever another CPU has written to `phase`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn phase(&self) -> Phase {
+        if self.denied == 0 {
+            Phase::from_u8(self.phase)
+        } else {
+            Phase::Denied
+        }
+    }
+
     /// The record of a listener.
     #[must_use]
     pub fn listener(cookie: u64, listener: Listener) -> Self {

@@ -18,6 +18,14 @@ const SUPPORTED_VERSIONS: u16 = 0x002b;
 /// `ProtocolVersion` of TLS 1.3.
 pub const TLS_1_3: u16 = 0x0304;
 
+/// Whether these are the first bytes of a handshake record of TLS 1.0 or later, as a client sends it (RFC 8446 section
+/// 5.1, `legacy_record_version`).
+#[must_use]
+#[inline(always)]
+pub const fn begins_handshake(content_type: u8, major: u8, minor: u8) -> bool {
+    content_type == CONTENT_HANDSHAKE && major == 3 && minor >= 1 && minor <= 4
+}
+
 /// Upper bound of [`Reader::take`] calls for one `ServerHello`: 13 bytes up to the extensions, then four for
 /// the header of each of at most eight extensions, and the two of the version.
 pub const SERVER_HELLO_STEPS: u32 = 48;

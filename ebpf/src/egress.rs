@@ -10,13 +10,13 @@ use musttls_common::mysql::{
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
 use musttls_common::stream::Reader as _;
 use musttls_common::tls::{CONTENT_ALERT, SERVER_HELLO_STEPS, ServerHelloReader};
-use musttls_common::verdict::{Action, Hold, Mode, Reason};
+use musttls_common::verdict::{Action, Mode, Reason};
 
 use crate::emit::Ring;
 use crate::maps::{EGRESS, EGRESS_ANSWER, EGRESS_X, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
-use crate::{emit, ingress, session, sock};
+use crate::{emit, go_on, session, sock};
 
 /// Takes one packet.
 #[inline(always)]
@@ -30,11 +30,7 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     if record.phase >= Phase::DECIDED && record.denied == 0 {
         return Action::Pass;
     }
-    let phase = if record.denied == 0 {
-        Phase::from_u8(record.phase)
-    } else {
-        Phase::Denied
-    };
+    let phase = record.phase();
     if phase == Phase::Listener {
         return Action::Pass;
     }
@@ -50,7 +46,7 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
         return Action::Pass;
     }
     if record.class == ListenerClass::X as u8 {
-        return enter(ctx, record, EGRESS_X);
+        return go_on(ctx, record, &EGRESS, EGRESS_X);
     }
     let start = tcp.seq.wrapping_sub(record.server_base);
     let end = start.wrapping_add(tcp.payload_len);
@@ -72,7 +68,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord, end: u32) -> Action
     let greeting_len = match record.greeting.greeting() {
         Greeting::Unknown => return Action::Pass,
         Greeting::Error | Greeting::Foreign => return no_login(record),
-        Greeting::MysqlX => return enter(ctx, record, EGRESS_X),
+        Greeting::MysqlX => return go_on(ctx, record, &EGRESS, EGRESS_X),
         Greeting::WithTls | Greeting::WithoutTls => record.greeting.packet_len().unwrap_or(0),
     };
     match session::resolve(record) {
@@ -90,17 +86,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord, end: u32) -> Action
     if end <= greeting_len {
         return Action::Pass;
     }
-    enter(ctx, record, EGRESS_ANSWER)
-}
-
-/// Goes on in another program with the same packet. The verifier follows each apart: in one, their loops would be
-/// too much for Linux 6.1.
-#[inline(always)]
-fn enter(ctx: &SkBuffContext, record: &SocketRecord, program: u32) -> Action {
-    // SAFETY: nothing here waits to be dropped.
-    unsafe { EGRESS.tail_call(ctx, program) };
-    // It comes back only if the agent has not put the program in its place.
-    ingress::held(Hold::NoRecord, policy::mode(record.endpoints.server))
+    go_on(ctx, record, &EGRESS, EGRESS_ANSWER)
 }
 
 /// Takes a packet with (a part of) the server's answer to the greeting's client.
@@ -135,19 +121,7 @@ fn answered(
     if record.phase != Phase::Claimed as u8 {
         return Action::Pass;
     }
-    if record.hello.position() == 0 {
-        record.hello = ServerHelloReader::at(greeting_len);
-    }
-    let enough = packet::advance(ctx, tcp, &mut record.hello, start, end, SERVER_HELLO_STEPS);
-    let hello = record.hello;
-    if hello.is_proof() {
-        if hello.is_done() || !enough {
-            let mode = policy::mode(record.endpoints.server);
-            session::secure(record, mode);
-        }
-        return Action::Pass;
-    }
-    if !hello.is_not_tls() {
+    if read_hello(ctx, record, tcp, start, end, greeting_len) || !record.hello.is_not_tls() {
         return Action::Pass;
     }
     if is_refusal(ctx, tcp, start, greeting_len) {
@@ -158,6 +132,31 @@ fn answered(
     }
     let policy = Policy::of(record.endpoints.server);
     session::deny(record, Reason::NotBorneOut, policy.as_ref())
+}
+
+/// Reads what is at hand of the server's TLS flight, which begins at `flight` of its stream. A `ServerHello` makes the
+/// session secure. Returns whether it is one.
+#[inline(always)]
+pub(crate) fn read_hello(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    tcp: &Tcp,
+    start: u32,
+    end: u32,
+    flight: u32,
+) -> bool {
+    if record.hello.position() == 0 {
+        record.hello = ServerHelloReader::at(flight);
+    }
+    let enough = packet::advance(ctx, tcp, &mut record.hello, start, end, SERVER_HELLO_STEPS);
+    let hello = record.hello;
+    if !hello.is_proof() {
+        return false;
+    }
+    if hello.is_done() || !enough {
+        session::secure(record, policy::mode(record.endpoints.server));
+    }
+    true
 }
 
 /// Whether the server's answer ends the handshake: a TLS alert, or an ERR packet.

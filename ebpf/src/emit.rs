@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_output, bpf_ringbuf_query};
 use musttls_common::counter::{self, Global, Outcome};
 use musttls_common::event::{Event, Kind, LOGIN_HEAD_LEN, Login, TAIL_MAX};
-use musttls_common::session::SocketRecord;
+use musttls_common::session::{Endpoints, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode};
 
 use crate::maps::{COUNTERS, DENIALS, HELD, LISTENS, SESSIONS, Scratch};
@@ -121,6 +121,19 @@ fn output(ring: Ring, data: *const u8, size: u64) {
 #[inline(always)]
 pub(crate) fn event(event: &Event, ring: Ring) {
     output(ring, ptr::from_ref(event).cast(), size_of::<Event>() as u64);
+}
+
+/// Asks the agent whose a listener is.
+#[inline(always)]
+pub(crate) fn listener(cookie: u64, endpoints: Endpoints) {
+    let listens = Event {
+        cookie,
+        endpoints,
+        kind: Kind::Listen as u8,
+        abi: musttls_common::ABI_VERSION,
+        ..Event::default()
+    };
+    event(&listens, Ring::Listens);
 }
 
 /// Sends an event that is followed by `extra`.

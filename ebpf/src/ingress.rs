@@ -12,14 +12,14 @@ use musttls_common::mysql::{
 use musttls_common::mysqlx::FIRST_RECORD_MAX;
 use musttls_common::policy::{NO_RULE, UserKey};
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
-use musttls_common::tls::CONTENT_HANDSHAKE;
+use musttls_common::tls::begins_handshake;
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
-use crate::maps::{PORTS, SCRATCH, SOCKETS, Scratch};
+use crate::maps::{INGRESS, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch};
 use crate::packet::{self, Tcp, Unreadable};
 use crate::policy::{self, Policy};
-use crate::{emit, session, sock, x};
+use crate::{emit, go_on, session, sock};
 
 /// Takes one packet.
 #[inline(always)]
@@ -178,7 +178,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
         return session::spoke_too_early(record);
     }
     if record.class == ListenerClass::X as u8 {
-        return x::enter(ctx, record);
+        return go_on(ctx, record, &INGRESS, INGRESS_X);
     }
     if !is_empty {
         record.client_spoke = 1;
@@ -247,9 +247,7 @@ fn first(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment) -> First {
     }
     let at = |offset: u32| packet::byte(ctx, tcp.payload + offset);
     let sequence_id = at(SEQUENCE_ID_OFFSET);
-    let tls = at(0) == Some(CONTENT_HANDSHAKE)
-        && at(1) == Some(3)
-        && matches!(at(2), Some(1..=4))
+    let tls = matches!((at(0), at(1), at(2)), (Some(a), Some(b), Some(c)) if begins_handshake(a, b, c))
         && at(5) == Some(CLIENT_HELLO);
     let x = matches!(sequence_id, Some(0..=4)) && matches!(at(4), Some(1..=4));
     if tls {

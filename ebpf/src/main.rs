@@ -41,9 +41,11 @@ mod unix;
 mod x;
 
 use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::btf_maps::ProgramArray;
 use aya_ebpf::macros::{cgroup_skb, fentry, sock_ops};
 use aya_ebpf::programs::{FEntryContext, SkBuffContext, SockOpsContext};
-use musttls_common::verdict::Action;
+use musttls_common::session::SocketRecord;
+use musttls_common::verdict::{Action, Hold};
 
 /// What `cgroup_skb` returns to drop a packet (`kernel/bpf/cgroup.c`, `__cgroup_bpf_run_filter_skb`).
 const SK_DROP: i32 = 0;
@@ -63,6 +65,21 @@ fn sock(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
     // SAFETY: `skb` is the context the kernel passed; the verifier checks the read.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() { None } else { Some(sk) }
+}
+
+/// Goes on in another program with the same packet. The verifier follows each program apart; in one, their loops
+/// would be too much for Linux 6.1.
+#[inline(always)]
+fn go_on<const N: usize>(
+    ctx: &SkBuffContext,
+    record: &SocketRecord,
+    programs: &ProgramArray<N>,
+    index: u32,
+) -> Action {
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { programs.tail_call(ctx, index) };
+    // It comes back only if the agent has not put the program in its place.
+    ingress::held(Hold::NoRecord, policy::mode(record.endpoints.server))
 }
 
 /// Client to server. Inlined into the entry point that the macro makes, so that the packets of decided and of

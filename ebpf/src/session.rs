@@ -59,14 +59,7 @@ fn listens(ctx: &SockOpsContext) {
     };
     record.listener_cookie = cookie(ctx);
     record.abi = musttls_common::ABI_VERSION;
-    let event = Event {
-        cookie: record.listener_cookie,
-        endpoints: endpoints(ctx.ops, 0),
-        kind: Kind::Listen as u8,
-        abi: musttls_common::ABI_VERSION,
-        ..Event::default()
-    };
-    emit::event(&event, Ring::Listens);
+    emit::listener(record.listener_cookie, endpoints(ctx.ops, 0));
 }
 
 /// Takes over what the agent has found out about a listener, into its record or that of a session.
@@ -92,12 +85,7 @@ pub(crate) fn resolve(record: &mut SocketRecord) -> ListenerClass {
 pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
     record.class = class as u8;
     record.learned = 1;
-    let listener = Listener {
-        server: record.endpoints.server,
-        class: class as u8,
-        learned: 1,
-        _pad: [0; 4],
-    };
+    let listener = Listener::learned(record.endpoints.server, class);
     if let Some(known) = LISTENERS.get_ptr_mut(record.listener_cookie) {
         // SAFETY: an entry lives until the program ends, and its fields are bytes.
         unsafe {
@@ -111,14 +99,7 @@ pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
     // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has. Else it is told: the
     // socket may have been passed on to a server since it began to listen.
     let _named = LISTENERS.insert(record.listener_cookie, listener, u64::from(BPF_NOEXIST));
-    let event = Event {
-        cookie: record.listener_cookie,
-        endpoints: record.endpoints,
-        kind: Kind::Listen as u8,
-        abi: musttls_common::ABI_VERSION,
-        ..Event::default()
-    };
-    emit::event(&event, Ring::Listens);
+    emit::listener(record.listener_cookie, record.endpoints);
 }
 
 /// A connection is established: its record, so far the listener's, becomes that of a session. The
@@ -171,12 +152,7 @@ fn changed(ctx: &SockOpsContext) {
     let Some(record) = SOCKETS.get(sk) else {
         return;
     };
-    let phase = if record.denied == 0 {
-        Phase::from_u8(record.phase)
-    } else {
-        Phase::Denied
-    };
-    let outcome = match phase {
+    let outcome = match record.phase() {
         Phase::Plain if record.client_spoke == 0 => Outcome::HalfOpen,
         Phase::Plain => Outcome::Incomplete,
         Phase::Claimed if record.hello.is_proof() => {

@@ -13,24 +13,13 @@ use musttls_common::judge::{Judgement, Segment};
 use musttls_common::mysqlx::{FRAMES, ServerFrames};
 use musttls_common::policy::NO_RULE;
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
-use musttls_common::stream::Reader as _;
-use musttls_common::tls::{SERVER_HELLO_STEPS, ServerHelloReader};
 use musttls_common::verdict::{Action, Hold, Reason};
 
 use crate::emit::Ring;
-use crate::maps::{INGRESS, INGRESS_X, SCRATCH, SOCKETS};
+use crate::maps::{SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
 use crate::{egress, emit, ingress, session, sock};
-
-/// Goes on in [`on_ingress`] with the packet of a session in X Protocol.
-#[inline(always)]
-pub(crate) fn enter(ctx: &SkBuffContext, record: &SocketRecord) -> Action {
-    // SAFETY: nothing here waits to be dropped.
-    unsafe { INGRESS.tail_call(ctx, INGRESS_X) };
-    // It comes back only if the agent has not put the program in its place.
-    ingress::held(Hold::NoRecord, policy::mode(record.endpoints.server))
-}
 
 /// Client to server: a segment with payload, or with the URG flag, of an undecided session.
 #[inline(always)]
@@ -187,14 +176,8 @@ fn undecided(
     if record.phase != Phase::Claimed as u8 {
         return Action::Pass;
     }
-    if record.hello.position() <= flight {
-        record.hello = ServerHelloReader::at(flight);
-    }
-    let enough = packet::advance(ctx, tcp, &mut record.hello, start, end, SERVER_HELLO_STEPS);
-    let hello = record.hello;
-    if hello.is_proof() && (hello.is_done() || !enough) {
-        session::secure(record, policy::mode(record.endpoints.server));
-    }
+    // What is not a `ServerHello` proves nothing, and is not looked at further: what follows stays held.
+    let _is_proof = egress::read_hello(ctx, record, tcp, start, end, flight);
     Action::Pass
 }
 

@@ -201,9 +201,7 @@ fn raw_client_logs_in_over_plaintext_and_tls() {
         let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
         raw.send_singly(&ssl_request()).unwrap();
         let mut tls = raw.into_tls().unwrap();
-        let mut packet = login.packet_41();
-        packet[3] = 2;
-        tls.send(&packet).unwrap();
+        tls.send(&login.packet_over_tls()).unwrap();
         assert!(tls.receive().unwrap().is_ok(), "{product:?}");
     }
 }

@@ -164,9 +164,7 @@ fn tls_request_in_single_bytes_passes() {
         let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
         raw.send_singly(&ssl_request()).unwrap();
         let mut tls = raw.into_tls().unwrap();
-        let mut login = server.open_login().packet_41();
-        login[3] = 2;
-        tls.send(&login).unwrap();
+        tls.send(&server.open_login().packet_over_tls()).unwrap();
         assert!(tls.receive().unwrap().is_ok(), "{product:?}");
     }
 }
@@ -181,9 +179,7 @@ fn tls_request_before_the_greeting_passes() {
         raw.send(&ssl_request()).unwrap();
         assert!(raw.greeting().unwrap().offers_tls);
         let mut tls = raw.into_tls().unwrap();
-        let mut login = server.open_login().packet_41();
-        login[3] = 2;
-        tls.send(&login).unwrap();
+        tls.send(&server.open_login().packet_over_tls()).unwrap();
         assert!(tls.receive().unwrap().is_ok(), "{product:?}");
     }
 }

@@ -354,17 +354,12 @@ fn only_refused_sessions_are_touched() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let _agent = Agent::start(ENFORCE).unwrap();
         let to = server.at(net.app.db_v4());
-        let sequence_2 = |mut packet: Vec<u8>| {
-            packet[3] = 2;
-            packet
-        };
         let mut sessions: Vec<_> = (0..10)
             .map(|_| {
                 let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
                 raw.send(&musttls_tests::wire::ssl_request()).unwrap();
                 let mut tls = raw.into_tls().unwrap();
-                tls.send(&sequence_2(server.open_login().packet_41()))
-                    .unwrap();
+                tls.send(&server.open_login().packet_over_tls()).unwrap();
                 assert!(tls.receive().unwrap().is_ok());
                 tls
             })

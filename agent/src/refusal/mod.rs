@@ -53,8 +53,8 @@ const FORGET: Duration = Duration::from_mins(1);
 /// How often, and how long apart, a socket is looked for that was not found.
 const ATTEMPTS: u32 = 10;
 const RETRY: Duration = Duration::from_millis(10);
-/// Up to this many waiting sessions are looked for one by one, by the descriptors used last.
-const GUESSES: usize = 4;
+/// Up to this many waiting sessions are looked for one by one, where the next ones are likely to be.
+const ONE_BY_ONE: usize = 4;
 
 /// How a refusal ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -342,7 +342,7 @@ impl Engine {
         let mut found = Vec::new();
         let mut missing = Vec::new();
         for &cookie in cookies {
-            let guess = if cookies.len() <= GUESSES {
+            let guess = if cookies.len() <= ONE_BY_ONE {
                 locator.guess(cookie)?
             } else {
                 None
@@ -412,16 +412,12 @@ impl Engine {
     /// Releases the servers of the sessions whose clients were told.
     fn land_due(&mut self) {
         let now = Instant::now();
-        let due: Vec<u64> = self
+        let due: Vec<_> = self
             .told
-            .iter()
-            .filter(|(_, told)| told.land_at <= now)
-            .map(|(&cookie, _)| cookie)
+            .extract_if(|_, told| told.land_at <= now)
             .collect();
-        for cookie in due {
-            if let Some(told) = self.told.remove(&cookie) {
-                self.land(told);
-            }
+        for (_, told) in due {
+            self.land(told);
         }
     }
 
@@ -506,16 +502,11 @@ impl Engine {
     /// Resets the sessions that their servers hold on to.
     fn reset_overdue(&mut self) {
         let now = Instant::now();
-        let overdue: Vec<u64> = self
+        let overdue: Vec<_> = self
             .landing
-            .iter()
-            .filter(|(_, landing)| landing.deadline <= now)
-            .map(|(&cookie, _)| cookie)
+            .extract_if(|_, landing| landing.deadline <= now)
             .collect();
-        for cookie in overdue {
-            let Some(landing) = self.landing.remove(&cookie) else {
-                continue;
-            };
+        for (cookie, landing) in overdue {
             let Landing {
                 record,
                 outcome,
@@ -613,18 +604,14 @@ impl Engine {
             });
         }
         // Those that ended before their greeting was out, and whose end was not reported.
-        let gone: Vec<u64> = self
+        let gone: Vec<_> = self
             .waiting
-            .iter()
-            .filter(|(cookie, waiting)| {
+            .extract_if(|cookie, waiting| {
                 !cookies.contains(cookie) && waiting.since.elapsed() > FORGET
             })
-            .map(|(&cookie, _)| cookie)
             .collect();
-        for cookie in gone {
-            if let Some(waiting) = self.waiting.remove(&cookie) {
-                self.done(waiting.record, Outcome::Gone, None, None);
-            }
+        for (_, waiting) in gone {
+            self.done(waiting.record, Outcome::Gone, None, None);
         }
         let registry = &self.registry;
         self.locators.retain(|&pid, _| registry.is_server(pid));

@@ -48,12 +48,7 @@ impl Tagger {
                 if config.names_port(port) {
                     listener.protocol = listener.protocol.named();
                 }
-                let tag = Tag {
-                    server: index,
-                    class: listener.protocol.class() as u8,
-                    learned: 0,
-                    _pad: [0; 4],
-                };
+                let tag = Tag::named(index, listener.protocol.class());
                 if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
                     && known == tag
                 {
@@ -90,13 +85,7 @@ impl Tagger {
 
     /// Tells the gate that a new listener is no server's.
     pub fn is_no_server(&mut self, cookie: u64) -> anyhow::Result<()> {
-        let tag = Tag {
-            server: 0,
-            class: ListenerClass::Other as u8,
-            learned: 0,
-            _pad: [0; 4],
-        };
-        self.maps.note(cookie, tag)
+        self.maps.note(cookie, Tag::named(0, ListenerClass::Other))
     }
 
     fn tag_listener(

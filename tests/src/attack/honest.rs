@@ -43,14 +43,10 @@ pub fn log_in(stack: &mut Stack, server: &Server, isn: u32) -> Result<()> {
         taken,
     };
     session.send(&ssl_request())?;
-    let mut login = server.open_login().packet_41();
-    if let Some(sequence) = login.get_mut(3) {
-        *sequence = 2;
-    }
     session
         .tls
         .writer()
-        .write_all(&login)
+        .write_all(&server.open_login().packet_over_tls())
         .context("write the login")?;
     let answer = session.answer()?;
     ensure!(answer.get(4) == Some(&0), "no OK packet: {answer:?}");
