@@ -17,12 +17,16 @@ pub(crate) struct Args {
     rest: Vec<String>,
 }
 
+/// The profile of the test package, and the name of its directory.
+pub(crate) const TESTS_PROFILE: &str = "tests";
+
 pub(crate) fn run(cache: &Cache, program: &str, args: &Args) -> Result<()> {
     setup::run(cache, Extent::Everything)?;
     build_agent()?;
     let cargo = Cmd::cargo()?.args([
         "run",
-        "--release",
+        "--profile",
+        TESTS_PROFILE,
         "--package",
         "musttls-tests",
         "--bin",
@@ -41,17 +45,27 @@ pub(crate) fn build_agent() -> Result<()> {
 /// Adds what programs of the test package learn from the environment.
 pub(crate) fn for_tests(command: Cmd, cache: &Cache) -> Result<Cmd> {
     Ok(command
-        .env("MUSTTLS_BIN", release_binary("musttls")?)
+        .env("MUSTTLS_BIN", agent_binary()?)
         .env("MUSTTLS_CACHE", cache.root()))
 }
 
-/// A binary of the release build. The target directory is the one this program is running from,
-/// so every way to name one (environment, configuration) is followed.
-pub(crate) fn release_binary(name: &str) -> Result<PathBuf> {
+/// The agent of the release build.
+pub(crate) fn agent_binary() -> Result<PathBuf> {
+    binary("release", "musttls")
+}
+
+/// A program of the test package.
+pub(crate) fn test_binary(name: &str) -> Result<PathBuf> {
+    binary(TESTS_PROFILE, name)
+}
+
+/// A binary. The target directory is the one this program is running from, so every way to name one
+/// (environment, configuration) is followed.
+fn binary(profile: &str, name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("find the path of xtask")?;
     let target = own
         .ancestors()
         .nth(2)
         .with_context(|| format!("{} is in no target directory", own.display()))?;
-    Ok(target.join("release").join(name))
+    Ok(target.join(profile).join(name))
 }

@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::cache::Cache;
 use crate::cmd::Cmd;
-use crate::run::{build_agent, for_tests, release_binary};
+use crate::run::{TESTS_PROFILE, agent_binary, build_agent, for_tests, test_binary};
 use crate::setup::{self, Extent};
 use crate::vm::{self, Payload};
 
@@ -40,7 +40,7 @@ enum Part {
 pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
     setup::run(cache, Extent::Everything)?;
     if let Some(init) = &args.init {
-        let agent = release_binary("musttls")?;
+        let agent = agent_binary()?;
         let payload = Payload {
             init: init.clone(),
             agent: agent.exists().then_some(agent),
@@ -65,8 +65,8 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
         }
         if built && wanted(Part::Vm) {
             let payload = Payload {
-                init: release_binary("vm-init")?,
-                agent: Some(release_binary("musttls")?),
+                init: test_binary("vm-init")?,
+                agent: Some(agent_binary()?),
             };
             boot_all(cache, args, &payload, &mut report)?;
         }
@@ -99,7 +99,8 @@ fn build() -> Result<()> {
     Cmd::cargo()?
         .args([
             "build",
-            "--release",
+            "--profile",
+            TESTS_PROFILE,
             "--package",
             "musttls-tests",
             "--bin",
@@ -111,7 +112,8 @@ fn build() -> Result<()> {
 fn integration_tests(cache: &Cache) -> Result<()> {
     let cargo = Cmd::cargo()?.args([
         "test",
-        "--release",
+        "--profile",
+        TESTS_PROFILE,
         "--package",
         "musttls-tests",
         "--",
