@@ -12,6 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Beginning of every name the tests give to a directory or namespace; the process id follows.
 pub(crate) const PREFIX: &str = "musttls-test";
 
+/// Directories of a target directory.
+const PROFILES: &[&str] = &["debug", "release", "tests"];
+
 /// Where packages put the agent; the VMs have it there.
 const INSTALLED: &str = "/usr/sbin/musttls";
 
@@ -23,7 +26,7 @@ pub fn agent_binary() -> Result<PathBuf> {
         Some(path) => PathBuf::from(path),
         None => own
             .ancestors()
-            .find(|path| path.ends_with("debug") || path.ends_with("release"))
+            .find(|path| PROFILES.iter().any(|profile| path.ends_with(profile)))
             .and_then(Path::parent)
             .map_or_else(|| INSTALLED.into(), |target| target.join("release/musttls")),
     };

@@ -38,38 +38,73 @@ const EARLY_LOG: &str = "early.log";
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Product {
-    /// `MariaDB` of the host's Debian release.
+    /// `MariaDB` of the host's Debian release, 10.11.
     MariaDb,
+    /// `MariaDB` 10.5, in a tree of its own.
+    MariaDb105,
+    /// `MariaDB` 11.8, in a tree of its own.
+    MariaDb118,
     /// `MySQL` of Debian sid, in a tree of its own.
     MySql,
 }
 
 impl Product {
-    /// Both.
+    /// One of each kind.
     pub const ALL: [Self; 2] = [Self::MariaDb, Self::MySql];
+
+    /// Every release.
+    pub const RELEASES: [Self; 4] = [
+        Self::MariaDb105,
+        Self::MariaDb,
+        Self::MariaDb118,
+        Self::MySql,
+    ];
 
     /// SQLSTATE of its own refusal of plaintext (reference: mysql-protocol.md section 2).
     #[must_use]
     pub const fn refusal_sqlstate(self) -> &'static str {
-        match self {
-            Self::MariaDb => "08004",
-            Self::MySql => "HY000",
+        if self.is_mysql() { "HY000" } else { "08004" }
+    }
+
+    /// Whether it is `MySQL`.
+    #[must_use]
+    pub const fn is_mysql(self) -> bool {
+        matches!(self, Self::MySql)
+    }
+
+    /// The authentication plugin of its accounts.
+    #[must_use]
+    pub const fn default_plugin(self) -> &'static str {
+        if self.is_mysql() {
+            "caching_sha2_password"
+        } else {
+            "mysql_native_password"
         }
     }
 
-    /// Where its files are: MySQL sees its tree as the root directory.
+    /// Name of its tree in the cache; `None` if it is installed on the host.
+    const fn tree(self) -> Option<&'static str> {
+        match self {
+            Self::MariaDb => None,
+            Self::MariaDb105 => Some("mariadb-10.5-tree"),
+            Self::MariaDb118 => Some("mariadb-11.8-tree"),
+            Self::MySql => Some("mysql-tree"),
+        }
+    }
+
+    /// Where its files are: a server with a tree sees it as the root directory.
     fn root(self) -> Result<PathBuf> {
-        match self {
-            Self::MariaDb => Ok(PathBuf::from("/")),
-            Self::MySql => place::from_setup(place::cache().join("mysql-tree")),
-        }
+        self.tree().map_or_else(
+            || Ok(PathBuf::from("/")),
+            |tree| place::from_setup(place::cache().join(tree)),
+        )
     }
 
-    /// A directory for its data, outside that tree's packages.
+    /// A directory for its data, outside its tree's packages.
     fn data_parent(self) -> Result<PathBuf> {
-        match self {
-            Self::MariaDb => Ok(std::env::temp_dir()),
-            Self::MySql => Ok(self.root()?.join("srv")),
+        match self.tree() {
+            None => Ok(std::env::temp_dir()),
+            Some(_) => Ok(self.root()?.join("srv")),
         }
     }
 
@@ -77,12 +112,12 @@ impl Product {
     fn command(self, program: &str) -> Result<Command> {
         let root = self.root()?;
         let program = place::from_setup(root.join(program))?;
+        if self.tree().is_none() {
+            return Ok(Command::new(program));
+        }
         let mut command = Command::new("chroot");
         command.arg(&root).arg(inside(&root, &program)?);
-        Ok(match self {
-            Self::MariaDb => Command::new(program),
-            Self::MySql => command,
-        })
+        Ok(command)
     }
 
     /// The server program, with `hosts` as its table of host names.
@@ -109,16 +144,18 @@ impl Product {
     }
 
     const fn server_program(self) -> &'static str {
-        match self {
-            Self::MariaDb => "usr/sbin/mariadbd",
-            Self::MySql => "usr/sbin/mysqld",
+        if self.is_mysql() {
+            "usr/sbin/mysqld"
+        } else {
+            "usr/sbin/mariadbd"
         }
     }
 
     const fn client_program(self) -> &'static str {
-        match self {
-            Self::MariaDb => "usr/bin/mariadb",
-            Self::MySql => "usr/bin/mysql",
+        if self.is_mysql() {
+            "usr/bin/mysql"
+        } else {
+            "usr/bin/mariadb"
         }
     }
 
@@ -129,9 +166,10 @@ impl Product {
 
     /// Its program for administrators, without options.
     pub fn admin_client(self) -> Result<Command> {
-        self.command(match self {
-            Self::MariaDb => "usr/bin/mariadb-admin",
-            Self::MySql => "usr/bin/mysqladmin",
+        self.command(if self.is_mysql() {
+            "usr/bin/mysqladmin"
+        } else {
+            "usr/bin/mariadb-admin"
         })
     }
 
@@ -235,7 +273,7 @@ impl Server {
         let data = directory.join("data");
         copy(&template, &data)?;
         // MySQL keeps its UUID there, and a replica must have another than its primary.
-        if product == Product::MySql {
+        if product.is_mysql() {
             fs::remove_file(data.join("auto.cnf")).context("make the server forget its UUID")?;
         }
         let certs = Certs::new()?.copy_to(directory.path())?;
@@ -254,9 +292,10 @@ impl Server {
             "--performance-schema=ON".to_owned(),
             "--skip-log-bin".to_owned(),
         ]);
-        command.args(match product {
-            Product::MariaDb => ["--log-warnings=2", "--skip-feedback"],
-            Product::MySql => ["--log-error-verbosity=3", "--mysqlx=OFF"],
+        command.args(if product.is_mysql() {
+            ["--log-error-verbosity=3", "--mysqlx=OFF"]
+        } else {
+            ["--log-warnings=2", "--skip-feedback"]
         });
         if options.tls {
             command.args([
@@ -334,10 +373,7 @@ impl Server {
     /// The login of [`OPEN_USER`], which this server takes as it stands over any transport.
     #[must_use]
     pub fn open_login(&self) -> LoginPacket {
-        LoginPacket::new(OPEN_USER).plugin(match self.product {
-            Product::MariaDb => "mysql_native_password",
-            Product::MySql => "caching_sha2_password",
-        })
+        LoginPacket::new(OPEN_USER).plugin(self.product.default_plugin())
     }
 
     /// Its Unix socket, as the machine names it.
@@ -383,6 +419,10 @@ impl Server {
             user,
         ]);
         command.args(password.map(|password| format!("--password={password}")));
+        if !self.product.is_mysql() {
+            // From 11.4 on the client wants TLS here, too.
+            command.arg("--skip-ssl");
+        }
         command.arg("--socket").arg(socket).args(["--execute", sql]);
         output(&mut command)
     }
@@ -433,9 +473,10 @@ fn base_command(product: Product, directory: &Path) -> Result<Command> {
         "--innodb-buffer-pool-size=32M".to_owned(),
         "--innodb-flush-log-at-trx-commit=0".to_owned(),
     ]);
-    command.args(match product {
-        Product::MariaDb => template::MARIADB_STORAGE,
-        Product::MySql => template::MYSQL_STORAGE,
+    command.args(if product.is_mysql() {
+        template::MYSQL_STORAGE
+    } else {
+        template::MARIADB_STORAGE
     });
     quiet(&mut command, directory)?;
     Ok(command)
@@ -478,9 +519,10 @@ fn activated(command: &Command, directory: &Path, listener: &TcpListener) -> Res
 
 /// MySQL 8.0.26 deprecated `--ssl`, MySQL 9 knows only the list of versions: an empty one is none.
 const fn without_tls(product: Product) -> &'static [&'static str] {
-    match product {
-        Product::MariaDb => &["--skip-ssl"],
-        Product::MySql => &["--tls-version="],
+    if product.is_mysql() {
+        &["--tls-version="]
+    } else {
+        &["--skip-ssl"]
     }
 }
 

@@ -180,20 +180,17 @@ fn is_replica(product: Product, record: &Record) {
     assert_eq!(record.user(), "repl", "{}", record.line);
     assert_eq!(record.transport(), "plaintext", "{}", record.line);
     let attribute = |name: &str| record.text(&format!("/unmapped/connection_attributes/{name}"));
-    match product {
-        Product::MariaDb => {
-            assert_eq!(attribute("_client_name"), "libmysql", "{}", record.line);
-            assert_eq!(attribute("program_name"), "", "{}", record.line);
-        }
-        Product::MySql => {
-            assert_eq!(
-                attribute("_client_role"),
-                "binary_log_listener",
-                "{}",
-                record.line
-            );
-            assert_eq!(attribute("program_name"), "mysqld", "{}", record.line);
-        }
+    if product.is_mysql() {
+        assert_eq!(
+            attribute("_client_role"),
+            "binary_log_listener",
+            "{}",
+            record.line
+        );
+        assert_eq!(attribute("program_name"), "mysqld", "{}", record.line);
+    } else {
+        assert_eq!(attribute("_client_name"), "libmysql", "{}", record.line);
+        assert_eq!(attribute("program_name"), "", "{}", record.line);
     }
 }
 
@@ -298,11 +295,12 @@ fn replicating(product: Product, id: u32) -> Options {
     let options = Options::new(product)
         .with("--log-bin=binlog")
         .with(&format!("--server-id={id}"));
-    match product {
-        Product::MariaDb => options,
-        Product::MySql => options
+    if product.is_mysql() {
+        options
             .with("--gtid-mode=ON")
-            .with("--enforce-gtid-consistency=ON"),
+            .with("--enforce-gtid-consistency=ON")
+    } else {
+        options
     }
 }
 
@@ -318,18 +316,22 @@ impl Replica {
 
     /// Follows the primary from now on, over TLS or not.
     fn follow(&self, to: SocketAddr, tls: bool) {
-        let (stop, change, prefix, start) = match self.server.product() {
-            Product::MariaDb => ("STOP SLAVE", "CHANGE MASTER TO", "MASTER", "START SLAVE"),
-            Product::MySql => (
+        let (stop, change, prefix, start, by_gtid) = if self.server.product().is_mysql() {
+            (
                 "STOP REPLICA",
                 "CHANGE REPLICATION SOURCE TO",
                 "SOURCE",
                 "START REPLICA",
-            ),
-        };
-        let by_gtid = match self.server.product() {
-            Product::MariaDb => "MASTER_USE_GTID = slave_pos",
-            Product::MySql => "SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1",
+                "SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1",
+            )
+        } else {
+            (
+                "STOP SLAVE",
+                "CHANGE MASTER TO",
+                "MASTER",
+                "START SLAVE",
+                "MASTER_USE_GTID = slave_pos",
+            )
         };
         self.server
             .query(&format!(
@@ -345,9 +347,10 @@ impl Replica {
 
     /// Waits for an error of the thread that reads from the primary.
     fn await_error(&self, number: &str) -> String {
-        let status = match self.server.product() {
-            Product::MariaDb => "SHOW SLAVE STATUS",
-            Product::MySql => "SHOW REPLICA STATUS",
+        let status = if self.server.product().is_mysql() {
+            "SHOW REPLICA STATUS"
+        } else {
+            "SHOW SLAVE STATUS"
         };
         wait::until("the error of the replica", PATIENCE, || {
             let status = self.server.query(status)?;

@@ -15,9 +15,9 @@ use musttls_tests::wire::{
 const ER_HOST_IS_BLOCKED: u16 = 1129;
 
 #[test]
-fn every_client_logs_in_with_and_without_tls_on_both_servers() {
+fn every_client_logs_in_with_and_without_tls_on_each_server() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::RELEASES {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         for client in Client::ALL {
             let plain = client
@@ -40,7 +40,7 @@ fn every_client_logs_in_with_and_without_tls_on_both_servers() {
 #[test]
 fn every_client_logs_in_to_servers_without_tls() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::RELEASES {
         let server = Server::start(&net.db, &Options::new(product).without_tls()).unwrap();
         let (_, greeting) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
         assert!(!greeting.offers_tls);
@@ -76,14 +76,22 @@ fn mysql_refuses_plaintext_itself_with_3159_after_the_password() {
 }
 
 #[test]
-fn mariadb_10_11_refuses_plaintext_itself_with_1045() {
+fn mariadb_refuses_plaintext_itself_with_1045_up_to_10_11_and_then_with_3159() {
     let net = Net::new().unwrap();
-    let options = Options::new(Product::MariaDb).with("--require-secure-transport=ON");
-    let server = Server::start(&net.db, &options).unwrap();
-    let answer = Client::MariaDbCli
-        .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
-        .unwrap();
-    assert_eq!(answer.error(), Some(1045), "{}", answer.text);
+    for (product, number, sqlstate) in [
+        (Product::MariaDb105, 1045, "28000"),
+        (Product::MariaDb, 1045, "28000"),
+        (Product::MariaDb118, 3159, "08004"),
+    ] {
+        let options = Options::new(product).with("--require-secure-transport=ON");
+        let server = Server::start(&net.db, &options).unwrap();
+        let answer = Client::MariaDbCli
+            .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
+            .unwrap();
+        let failure = answer.result.expect_err(&answer.text);
+        assert_eq!(failure.number, number, "{product:?} {}", answer.text);
+        assert_eq!(failure.sqlstate.as_deref(), Some(sqlstate), "{product:?}");
+    }
 }
 
 #[test]
@@ -209,13 +217,15 @@ fn raw_client_logs_in_over_plaintext_and_tls() {
 #[test]
 fn mariadb_without_tls_takes_a_login_that_claims_it() {
     let net = Net::new().unwrap();
-    let server = Server::start(&net.db, &Options::new(Product::MariaDb).without_tls()).unwrap();
     let login = LoginPacket::new(OPEN_USER).caps(CLIENT_SSL);
-    for packet in [login.packet_41(), login.packet_320()] {
-        let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
-        raw.send(&packet).unwrap();
-        let answer = raw.receive().unwrap();
-        assert!(answer.is_ok(), "{answer:?} {packet:?}");
+    for product in [Product::MariaDb105, Product::MariaDb, Product::MariaDb118] {
+        let server = Server::start(&net.db, &Options::new(product).without_tls()).unwrap();
+        for packet in [login.packet_41(), login.packet_320()] {
+            let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+            raw.send(&packet).unwrap();
+            let answer = raw.receive().unwrap();
+            assert!(answer.is_ok(), "{product:?} {answer:?} {packet:?}");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ const ENFORCE: &str = "mode = \"enforce\"";
 #[test]
 fn tls_passes_and_its_record_agrees_with_the_server() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::RELEASES {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         for client in [Client::MySqlCli, Client::PyMySql] {
@@ -59,7 +59,7 @@ fn tls_passes_and_its_record_agrees_with_the_server() {
 #[test]
 fn every_client_passes_with_tls() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::RELEASES {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         for client in Client::ALL {

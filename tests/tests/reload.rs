@@ -229,12 +229,8 @@ fn server_started_after_the_agent_is_covered_from_its_first_session() {
 }
 
 fn login_of(product: Product) -> Vec<u8> {
-    let plugin = match product {
-        Product::MariaDb => "mysql_native_password",
-        Product::MySql => "caching_sha2_password",
-    };
     musttls_tests::wire::LoginPacket::new(OPEN_USER)
-        .plugin(plugin)
+        .plugin(product.default_plugin())
         .packet_41()
 }
 

@@ -24,11 +24,6 @@ impl Cache {
         &self.root
     }
 
-    /// A Debian sid tree with MySQL in it, to be used by chroot.
-    pub(crate) fn mysql_tree(&self) -> PathBuf {
-        self.root.join("mysql-tree")
-    }
-
     /// One directory a kernel, named `major.minor`.
     pub(crate) fn kernels(&self) -> PathBuf {
         self.root.join("kernels")

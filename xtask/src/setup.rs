@@ -3,8 +3,9 @@
 mod apt;
 mod clients;
 pub(crate) mod kernels;
-mod mysql;
+
 mod packages;
+mod servers;
 mod toolchain;
 
 use std::fs;
@@ -68,9 +69,23 @@ const STEPS: &[Step] = &[
     Step {
         name: "MySQL tree",
         why: "Debian has MySQL in sid only, so it lives in a tree of its own and runs by chroot",
-        is_there: |cache| Ok(mysql::is_there(cache)),
-        install: mysql::install,
+        is_there: |cache| Ok(servers::MYSQL.is_there(cache)),
+        install: |cache| servers::MYSQL.install(cache),
         remedy: "look whether the Debian mirror of this host carries sid; the next run starts this step afresh",
+    },
+    Step {
+        name: "MariaDB 11.8 tree",
+        why: "it refuses plaintext in another place than the 10.11 of this release, and has TLS without configuration",
+        is_there: |cache| Ok(servers::MARIADB_11_8.is_there(cache)),
+        install: |cache| servers::MARIADB_11_8.install(cache),
+        remedy: "look whether the Debian mirror of this host carries trixie; the next run starts this step afresh",
+    },
+    Step {
+        name: "MariaDB 10.5 tree",
+        why: "the oldest that knows require_secure_transport",
+        is_there: |cache| Ok(servers::MARIADB_10_5.is_there(cache)),
+        install: |cache| servers::MARIADB_10_5.install(cache),
+        remedy: "look whether the Debian mirror of this host carries bullseye; the next run starts this step afresh",
     },
     Step {
         name: "kernels",

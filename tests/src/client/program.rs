@@ -75,15 +75,15 @@ fn add_options(command: &mut Command, login: &Login, product: Product) {
         format!("--password={}", login.password),
         "--connect-timeout=20".to_owned(),
     ]);
-    command.args(match (product, login.tls) {
-        (Product::MariaDb, Tls::Off) => &["--skip-ssl"][..],
-        (Product::MariaDb, Tls::Required) => &["--ssl"],
-        (Product::MariaDb, Tls::V1_2) => &["--ssl", "--tls-version=TLSv1.2"],
-        (Product::MariaDb, Tls::V1_3) => &["--ssl", "--tls-version=TLSv1.3"],
-        (Product::MySql, Tls::Off) => &["--ssl-mode=DISABLED"],
-        (Product::MySql, Tls::Required) => &["--ssl-mode=REQUIRED"],
-        (Product::MySql, Tls::V1_2) => &["--ssl-mode=REQUIRED", "--tls-version=TLSv1.2"],
-        (Product::MySql, Tls::V1_3) => &["--ssl-mode=REQUIRED", "--tls-version=TLSv1.3"],
+    command.args(match (product.is_mysql(), login.tls) {
+        (false, Tls::Off) => &["--skip-ssl"][..],
+        (false, Tls::Required) => &["--ssl"],
+        (false, Tls::V1_2) => &["--ssl", "--tls-version=TLSv1.2"],
+        (false, Tls::V1_3) => &["--ssl", "--tls-version=TLSv1.3"],
+        (true, Tls::Off) => &["--ssl-mode=DISABLED"],
+        (true, Tls::Required) => &["--ssl-mode=REQUIRED"],
+        (true, Tls::V1_2) => &["--ssl-mode=REQUIRED", "--tls-version=TLSv1.2"],
+        (true, Tls::V1_3) => &["--ssl-mode=REQUIRED", "--tls-version=TLSv1.3"],
     });
 }
 

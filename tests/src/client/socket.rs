@@ -54,9 +54,10 @@ impl SocketSession {
     /// Name of its program.
     #[must_use]
     pub const fn program(product: Product) -> &'static str {
-        match product {
-            Product::MariaDb => "mariadb",
-            Product::MySql => "mysql",
+        if product.is_mysql() {
+            "mysql"
+        } else {
+            "mariadb"
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -41,30 +40,30 @@ fn make(product: Product, kept: &PathBuf) -> Result<()> {
     let directory = Scratch::in_directory(&product.data_parent()?)?;
     give_to_server(product, directory.path())?;
     let data = directory.join("data");
-    match product {
-        Product::MariaDb => output(
-            Command::new("mariadb-install-db")
-                .args([
-                    "--no-defaults",
-                    "--user=mysql",
-                    "--auth-root-authentication-method=normal",
-                    "--skip-test-db",
-                ])
-                .args(MARIADB_STORAGE)
-                .arg(format!("--datadir={}", data.display())),
-        )
-        .map(drop)?,
-        Product::MySql => {
-            let status = base_command(product, directory.path())?
-                .arg("--initialize-insecure")
-                .status()
-                .context("run mysqld --initialize-insecure")?;
-            anyhow::ensure!(
-                status.success(),
-                "mysqld --initialize-insecure ended with {status}:\n{}",
-                fs::read_to_string(directory.join("error.log")).unwrap_or_default()
-            );
-        }
+    if product.is_mysql() {
+        let status = base_command(product, directory.path())?
+            .arg("--initialize-insecure")
+            .status()
+            .context("run mysqld --initialize-insecure")?;
+        anyhow::ensure!(
+            status.success(),
+            "mysqld --initialize-insecure ended with {status}:\n{}",
+            fs::read_to_string(directory.join("error.log")).unwrap_or_default()
+        );
+    } else {
+        let mut command = product.command("usr/bin/mariadb-install-db")?;
+        command
+            .args([
+                "--no-defaults",
+                "--user=mysql",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                // The name of this machine may have no address in the server's tree.
+                "--force",
+            ])
+            .args(MARIADB_STORAGE)
+            .arg(format!("--datadir={}", product.name_of(&data)?.display()));
+        output(&mut command)?;
     }
     add_accounts(product, &directory)?;
     // On the same file system as its place, so that a half-made one is never taken for the whole.
