@@ -2,14 +2,19 @@
 
 #![cfg(test)]
 
-use musttls_tests::client::{Client, Login, Tls};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+
+use musttls_tests::client::{Answer, Client, Login, Tls};
 use musttls_tests::evidence::{self, Counts};
 use musttls_tests::netns::Net;
 use musttls_tests::raw::{Next, Raw};
-use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::server::{OPEN_USER, Options, Product, Server, USER};
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{
-    CLIENT_SSL, COM_QUIT, ErrorPacket, LoginPacket, short_ssl_request, ssl_request,
+    CLIENT_SSL, COM_QUIT, ErrorPacket, LoginPacket, REFUSED, REFUSED_TEXT, packet,
+    short_ssl_request, ssl_request,
 };
 
 const ER_HOST_IS_BLOCKED: u16 = 1129;
@@ -281,4 +286,80 @@ fn ssl_request_of_4_bytes_ends_in_a_handshake_error() {
     tls.send(&mysql.open_login().packet_over_tls()).unwrap();
     let answer = tls.receive().unwrap().error().unwrap();
     assert_eq!(answer.number, ER_HANDSHAKE_ERROR, "{answer:?}");
+}
+
+/// What stands behind ADR 0011: a login cannot be kept at home by an answer behind the greeting, and in place of
+/// the greeting the gate has nothing to write with.
+#[test]
+fn an_error_behind_the_greeting_does_not_keep_a_login_at_home_and_one_in_its_place_does() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb).without_tls()).unwrap();
+    let greeting = greeting_of(&net, &server);
+    let behind = [greeting, refusal(2)].concat();
+    let in_place = refusal(0);
+    for client in Client::ALL {
+        let (heard, answer) = ask(&net, client, &server, &behind);
+        assert_eq!(answer.error(), Some(REFUSED), "{client:?} {}", answer.text);
+        assert!(names_user(&heard), "{client:?} sent its login all the same");
+        let (heard, answer) = ask(&net, client, &server, &in_place);
+        assert!(
+            answer.text.contains(REFUSED_TEXT),
+            "{client:?} {}",
+            answer.text
+        );
+        assert!(!names_user(&heard), "{client:?}");
+        println!("{}: {}", client.name(), answer.text.trim());
+    }
+}
+
+fn greeting_of(net: &Net, server: &Server) -> Vec<u8> {
+    let at = server.at(net.app.db_v4());
+    net.app
+        .run(|| {
+            let mut stream = TcpStream::connect(at).unwrap();
+            let mut header = [0; 4];
+            stream.read_exact(&mut header).unwrap();
+            let mut payload = vec![0; usize::from(header[0])];
+            stream.read_exact(&mut payload).unwrap();
+            [&header[..], &payload].concat()
+        })
+        .unwrap()
+}
+
+/// The servers' own error 3159 as a packet.
+fn refusal(sequence: u8) -> Vec<u8> {
+    let number = REFUSED.to_le_bytes();
+    let payload = [&[0xff], &number[..], b"#HY000", REFUSED_TEXT.as_bytes()].concat();
+    packet(sequence, &payload)
+}
+
+/// Lets `client` log in to a server that says `words`: what it sent, and what it printed.
+fn ask(net: &Net, client: Client, server: &Server, words: &[u8]) -> (Vec<u8>, Answer) {
+    const OTHER_PORT: u16 = 3399;
+    let listener = net
+        .db
+        .run(|| TcpListener::bind(("0.0.0.0", OTHER_PORT)))
+        .unwrap()
+        .unwrap();
+    thread::scope(|scope| {
+        let heard = scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(words).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut heard = Vec::new();
+            // The client may reset the connection: what came before is kept.
+            stream.read_to_end(&mut heard).ok();
+            heard
+        });
+        let mut login = Login::new(server, &net.app, Tls::Off);
+        login.port = OTHER_PORT;
+        let answer = client.login(&net.app, &login).unwrap();
+        (heard.join().unwrap(), answer)
+    })
+}
+
+fn names_user(heard: &[u8]) -> bool {
+    heard
+        .windows(USER.len())
+        .any(|window| window == USER.as_bytes())
 }
