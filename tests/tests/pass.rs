@@ -286,3 +286,39 @@ fn utc(time: SystemTime) -> String {
         .trim()
         .to_owned()
 }
+
+/// What a server says instead of a greeting is its own affair: too many connections, a blocked
+/// address.
+#[test]
+fn error_in_place_of_a_greeting_passes() {
+    const CONNECTIONS: usize = 10;
+    const ER_CON_COUNT_ERROR: u16 = 1040;
+    const ER_HOST_IS_BLOCKED: u16 = 1129;
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let options = Options::new(product)
+            .with(&format!("--max-connections={CONNECTIONS}"))
+            .with("--max-connect-errors=1");
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        let at = server.at(net.app.db_v4());
+        let error = || {
+            let mut raw = Raw::connect(&net.app, at).unwrap();
+            let error = raw.receive().unwrap().error();
+            error.map(|error| error.number)
+        };
+
+        let silent: Vec<_> = (0..=CONNECTIONS)
+            .map_while(|_| Raw::greeted(&net.app, at).ok())
+            .collect();
+        assert!(silent.len() >= CONNECTIONS, "{product:?}");
+        assert_eq!(error(), Some(ER_CON_COUNT_ERROR), "{product:?}");
+        drop(silent);
+        evidence::await_no_connection(&server).unwrap();
+        wait::until_true("the server to block the address", PATIENCE, || {
+            Ok(error() == Some(ER_HOST_IS_BLOCKED))
+        })
+        .unwrap();
+        assert!(!agent.records().unwrap().iter().any(Record::is_denied));
+    }
+}
