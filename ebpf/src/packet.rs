@@ -13,9 +13,13 @@ use aya_ebpf::programs::SkBuffContext;
 use musttls_common::stream::{Reader, step};
 
 const IPPROTO_TCP: u8 = 6;
-/// IPv6 extension headers that may stand before TCP, and are of the generic form (RFC 8200 4.2).
+/// IPv6 extension headers that may stand before TCP. All but the fragment header have the generic form (RFC 8200 4.2).
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
+/// Only of a packet that is one fragment in all (RFC 6946): the kernel takes it off others when it joins them
+/// (`ipv6_frag_rcv`).
+const FRAGMENT: u8 = 44;
+const FRAGMENT_HEADER_LEN: u32 = 8;
 const DESTINATION_OPTIONS: u8 = 60;
 /// Most extension headers that are walked. RFC 8200 section 4.1 allows each once, destination options twice.
 const MAX_EXTENSION_HEADERS: u32 = 8;
@@ -209,13 +213,17 @@ fn transport(ctx: &SkBuffContext) -> Result<u32, Unreadable> {
             let [mut next] = load(ctx, 6)?;
             let mut offset = 40;
             let mut walked = 0;
-            while walked < MAX_EXTENSION_HEADERS {
+            while walked <= MAX_EXTENSION_HEADERS {
                 match next {
                     IPPROTO_TCP => return Ok(offset),
                     HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
                         let [following, len] = load(ctx, offset)?;
                         next = following;
                         offset += (u32::from(len) + 1) * 8;
+                    }
+                    FRAGMENT => {
+                        [next] = load(ctx, offset)?;
+                        offset += FRAGMENT_HEADER_LEN;
                     }
                     _ => return Err(Unreadable),
                 }

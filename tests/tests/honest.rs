@@ -13,6 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use musttls_tests::agent::Agent;
+
+use musttls_tests::attack::honest;
 use musttls_tests::audit::Record;
 use musttls_tests::certs::Certs;
 use musttls_tests::client::{Client, Login, Tls};
@@ -20,6 +22,7 @@ use musttls_tests::evidence;
 use musttls_tests::netns::{Host, Net};
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{Options, Product, Server};
+use musttls_tests::tcp::{Extension, Stack};
 use musttls_tests::tls::{TlsClient, TlsStream};
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{
@@ -319,6 +322,26 @@ fn joined_segments_pass() {
         site.is_undisturbed("joined segments");
     }
     assert!(site.net.db.counted("joined").unwrap() >= 2);
+}
+
+/// Options for each hop, a fragment header of a packet that is whole, and as many headers as may stand there.
+#[test]
+fn segments_behind_ipv6_extension_headers_pass() {
+    const HOP_BY_HOP: u8 = 0;
+    const MOST: usize = 8;
+    let site = Site::new();
+    for server in &site.servers {
+        let to = server.at(site.net.app.db_v6());
+        let mut stack = Stack::new(&site.net.app, &site.net.db, to).unwrap();
+        for (isn, row) in [
+            (1, vec![Extension::padding(HOP_BY_HOP)]),
+            (2, vec![Extension::atomic_fragment()]),
+            (3, vec![Extension::destination_options(); MOST]),
+        ] {
+            honest::log_in_behind(&row, &mut stack, server, isn).unwrap();
+        }
+    }
+    site.is_undisturbed("extension headers");
 }
 
 #[test]

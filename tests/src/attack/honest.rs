@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustls::ClientConnection;
 
 use crate::server::Server;
-use crate::tcp::{Opening, Segment, Stack};
+use crate::tcp::{Extension, Opening, Segment, Stack};
 use crate::tls::TlsClient;
 use crate::wait::PATIENCE;
 use crate::wire::ssl_request;
@@ -23,10 +23,22 @@ struct Session<'a> {
     sent: usize,
     /// How much of the server's stream TLS has taken.
     taken: usize,
+    /// IPv6 extension headers of each segment.
+    extensions: &'a [Extension],
 }
 
 /// Logs in over TLS, and leaves.
 pub fn log_in(stack: &mut Stack, server: &Server, isn: u32) -> Result<()> {
+    log_in_behind(&[], stack, server, isn)
+}
+
+/// The same, with IPv6 extension headers in each segment.
+pub fn log_in_behind(
+    extensions: &[Extension],
+    stack: &mut Stack,
+    server: &Server,
+    isn: u32,
+) -> Result<()> {
     let opening = Opening {
         isn,
         stamps: true,
@@ -41,6 +53,7 @@ pub fn log_in(stack: &mut Stack, server: &Server, isn: u32) -> Result<()> {
         tls,
         sent: 0,
         taken,
+        extensions,
     };
     session.send(&ssl_request())?;
     session
@@ -57,7 +70,8 @@ impl Session<'_> {
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
         for chunk in bytes.chunks(SEGMENT) {
             let offset = i32::try_from(self.sent).context("a long session")?;
-            self.stack.send(self.local, &Segment::at(offset, chunk))?;
+            let segment = Segment::at(offset, chunk).extensions(self.extensions);
+            self.stack.send(self.local, &segment)?;
             self.sent += chunk.len();
         }
         Ok(())
