@@ -2,49 +2,23 @@
 //!
 //! Features are tried, not guessed from version numbers.
 
-use std::fmt;
+mod report;
+
 use std::fs;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
 use musttls_common::session::Endpoints;
-use serde::Serialize;
 
+use crate::bypass::{Kind, Look, Watch};
 use crate::capability::{BPF, Capability, Effective, NET_ADMIN, PERFMON, SYS_PTRACE};
 use crate::datapath::unix_probe::{NoTracing, UnixProbe, lockdown};
 use crate::datapath::{Loaded, cgroup};
 use crate::refusal::destroy;
 use crate::servers;
 use crate::socket::Process;
-
-/// What was found.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Whether plaintext sessions can be refused on this host.
-    pub can_enforce: bool,
-    /// Release of the kernel.
-    pub kernel: String,
-    /// Each feature.
-    pub checks: Vec<Check>,
-}
-
-/// A feature of the host.
-#[derive(Debug, Serialize)]
-pub struct Check {
-    /// What was looked for.
-    pub name: &'static str,
-    /// Whether it is there.
-    pub found: bool,
-    /// Whether nothing can be refused without it.
-    pub required: bool,
-    /// What was seen.
-    pub detail: String,
-    /// What is lost without it; empty if it was found.
-    pub cost: &'static str,
-    /// What to do; empty if it was found.
-    pub remedy: &'static str,
-}
+pub use report::{Check, Report};
 
 /// How a feature is judged.
 struct Feature {
@@ -182,6 +156,7 @@ pub fn examine() -> Report {
     let can_enforce = checks.iter().all(|check| check.found || !check.required);
     let mut checks = checks;
     checks.append(&mut context);
+    checks.extend(bypasses());
     Report {
         can_enforce,
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -336,6 +311,64 @@ fn lockdown_state() -> Check {
     }
 }
 
+/// Ways by the gate, a line for each kind.
+fn bypasses() -> Vec<Check> {
+    const NAME: &str = "ways by the gate";
+    match servers::find() {
+        Ok((servers, _)) => {
+            bypasses_of(&Watch::default().look(&servers.iter().collect::<Vec<_>>()))
+        }
+        Err(error) => vec![Check {
+            name: NAME,
+            found: false,
+            required: false,
+            detail: format!("no servers to look at: {error}"),
+            cost: "bytes that reach a server without being judged would not be noticed",
+            remedy: "let this process see all of /proc (no hidepid=)",
+        }],
+    }
+}
+
+fn bypasses_of(look: &Look) -> Vec<Check> {
+    let name = |kind| match kind {
+        Kind::Mptcp => "no listener of MPTCP",
+        Kind::Smc => "no listener of SMC",
+        Kind::RawSocket => "no raw socket in a server",
+        Kind::UserSpace => "no network in user space",
+        Kind::Sockmap => "no sockmap around servers",
+    };
+    let check = |kind| {
+        let mut alarms = look
+            .alarms
+            .iter()
+            .filter(|alarm| alarm.kind == kind)
+            .peekable();
+        let unchecked = look.unchecked.iter().find(|(one, _)| *one == kind);
+        let (found, detail, cost, remedy) = match (alarms.peek().is_some(), unchecked) {
+            (true, _) => {
+                let all: Vec<String> = alarms.map(ToString::to_string).collect();
+                (false, all.join("; "), kind.meaning(), kind.remedy())
+            }
+            (false, Some((_, why))) => (
+                false,
+                format!("not looked for: {why}"),
+                "if there is one, nobody is told",
+                "run as root, or give the agent CAP_SYS_PTRACE, and CAP_SYS_ADMIN for sockmaps",
+            ),
+            (false, None) => (true, "none found".to_owned(), "", ""),
+        };
+        Check {
+            name: name(kind),
+            found,
+            required: false,
+            detail,
+            cost,
+            remedy,
+        }
+    };
+    Kind::ALL.into_iter().map(check).collect()
+}
+
 fn yama() -> Check {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     let found = scope.trim() != "3";
@@ -359,30 +392,6 @@ fn yama() -> Check {
         } else {
             "set kernel.yama.ptrace_scope to 2 or less and reboot"
         },
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Linux {}\n", self.kernel)?;
-        for check in &self.checks {
-            let mark = match (check.found, check.required) {
-                (true, _) => "ok     ",
-                (false, true) => "MISSING",
-                (false, false) => "lacking",
-            };
-            writeln!(f, "{mark}  {}: {}", check.name, check.detail)?;
-            if !check.found {
-                writeln!(f, "         costs: {}", check.cost)?;
-                writeln!(f, "         help:  {}", check.remedy)?;
-            }
-        }
-        let verdict = if self.can_enforce {
-            "Plaintext sessions can be refused on this host."
-        } else {
-            "Plaintext sessions CANNOT be refused on this host."
-        };
-        writeln!(f, "\n{verdict}")
     }
 }
 

@@ -1,6 +1,7 @@
 //! The agent: finds servers, compiles the policy, loads the gate, carries out refusals, keeps the record.
 
 pub mod audit;
+pub mod bypass;
 pub mod capability;
 pub mod cli;
 pub mod clock;

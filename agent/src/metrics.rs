@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 use crate::audit::cipher;
 use crate::audit::record::{self, Session, Transport};
 use crate::audit::sink::{SinkError, Stats};
+use crate::bypass::{self, Look};
 use crate::config::{Config, Expiry};
 
 /// From the login to the ERR, in seconds. The servers' own refusal takes 70 to 200 us on a local
@@ -50,6 +51,7 @@ pub struct Metrics {
     refusal_latency: Histogram,
     servers: Gauge,
     servers_covered: Gauge,
+    bypasses: Family<Labels<1>, Gauge>,
     events_lost: Family<Labels<1>, Counter>,
     listeners_unrecorded: Counter,
     held_segments: Family<Labels<1>, Counter>,
@@ -95,6 +97,7 @@ impl Metrics {
             ),
             servers: add(r, "servers", "Listeners of servers found"),
             servers_covered: add(r, "servers_covered", "Listeners the gate watches"),
+            bypasses: add(r, "bypasses", "Ways by the gate that were found"),
             events_lost: add(
                 r,
                 "bpf_events_lost",
@@ -233,6 +236,22 @@ impl Metrics {
         self.servers.set(i64::try_from(found).unwrap_or(i64::MAX));
         self.servers_covered
             .set(i64::try_from(covered).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many ways by the gate were found. A kind that could not be looked for has no number, unless some of
+    /// it was found.
+    pub fn set_bypasses(&self, look: &Look) {
+        for kind in bypass::Kind::ALL {
+            let labels = one("kind", kind.as_str());
+            let found = look.alarms.iter().filter(|alarm| alarm.kind == kind);
+            let found = found.count();
+            if found == 0 && look.unchecked.iter().any(|(one, _)| *one == kind) {
+                self.bypasses.remove(&labels);
+            } else {
+                let found = i64::try_from(found).unwrap_or(i64::MAX);
+                self.bypasses.get_or_create(&labels).set(found);
+            }
+        }
     }
 
     /// Tells that a configuration was taken over.
@@ -429,6 +448,15 @@ mod tests {
         metrics.refusal("held", None);
         metrics.event_unreadable();
         metrics.set_coverage(2, 1);
+        metrics.set_bypasses(&Look {
+            alarms: [bypass::Alarm {
+                kind: bypass::Kind::Mptcp,
+                server: Some((912, "mysqld".to_owned())),
+                found: String::new(),
+            }]
+            .into(),
+            unchecked: [(bypass::Kind::Sockmap, String::new())].into(),
+        });
         metrics.set_policy(&config(), 3, "2026-11-22T12:00:00Z".parse().unwrap());
         let mut totals = vec![0; COUNTERS];
         totals[Global::LostSessions as usize] = 4;
@@ -461,6 +489,8 @@ mod tests {
             "musttls_refusal_latency_seconds_count 1",
             "musttls_servers 2",
             "musttls_servers_covered 1",
+            "musttls_bypasses{kind=\"mptcp\"} 1",
+            "musttls_bypasses{kind=\"smc\"} 0",
             "musttls_bpf_events_lost_total{reason=\"sessions_ring_full\"} 4",
             "musttls_bpf_events_lost_total{reason=\"parse\"} 1",
             "musttls_held_segments_total{reason=\"gap\"} 5",

@@ -15,8 +15,10 @@ use musttls_common::mysql::{GREETING_STEPS, Greeting, GreetingReader};
 use musttls_common::stream::advance;
 use serde::Serialize;
 
+use crate::bypass::Watch;
 use crate::login::printable;
 use crate::servers::{self, Server};
+use crate::status::Alarm;
 
 /// How long a server may take to greet.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,6 +30,10 @@ const GREETING_MAX: usize = 512;
 pub struct Found {
     /// The servers.
     pub servers: Vec<Entry>,
+    /// Ways by which bytes reach them without passing a gate.
+    pub alarms: Vec<Alarm>,
+    /// Kinds of alarms that could not be looked for, and why.
+    pub unchecked: Vec<String>,
     /// Processes that could not be looked into.
     pub errors: Vec<String>,
 }
@@ -58,7 +64,14 @@ pub struct Entry {
 /// Finds the servers of this host.
 pub fn scan() -> Result<Found> {
     let (servers, errors) = servers::find().context("list the processes of this host")?;
+    let look = Watch::default().look(&servers.iter().collect::<Vec<_>>());
     Ok(Found {
+        alarms: look.alarms.iter().map(Alarm::from).collect(),
+        unchecked: look
+            .unchecked
+            .iter()
+            .map(|(kind, why)| format!("{}: {why}", kind.as_str()))
+            .collect(),
         servers: servers.iter().map(entry).collect(),
         errors: errors.iter().map(ToString::to_string).collect(),
     })
@@ -179,6 +192,12 @@ impl fmt::Display for Found {
             for path in &server.unix {
                 writeln!(f, "  {path:<28} Unix socket")?;
             }
+        }
+        for alarm in &self.alarms {
+            write!(f, "{alarm}")?;
+        }
+        for unchecked in &self.unchecked {
+            writeln!(f, "not looked for: {unchecked}")?;
         }
         self.errors
             .iter()

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::mem::size_of_val;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -83,6 +84,44 @@ impl std::os::fd::AsRawFd for Socket {
     }
 }
 
+/// What kind of socket it is: what its bytes pass on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// TCP.
+    Tcp,
+    /// MPTCP: TCP connections, and a stream made of them.
+    Mptcp,
+    /// SMC: a TCP connection, and shared memory in place of it where both sides can.
+    Smc,
+    /// `AF_XDP`: frames straight from the driver.
+    Xdp,
+    /// `AF_PACKET`: frames.
+    Packet,
+    /// A raw socket of IPv4 or IPv6: packets.
+    RawIp,
+    /// Anything else.
+    Other,
+}
+
+/// Address families and protocols that `libc` does not name (`include/linux/socket.h`, `include/uapi/linux/in.h`).
+const AF_SMC: i32 = 43;
+const IPPROTO_MPTCP: i32 = 262;
+
+impl Kind {
+    /// By `SO_DOMAIN`, `SO_TYPE` and `SO_PROTOCOL`.
+    const fn of(domain: i32, r#type: i32, protocol: i32) -> Self {
+        match (domain, r#type, protocol) {
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => Self::Tcp,
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, IPPROTO_MPTCP) => Self::Mptcp,
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => Self::RawIp,
+            (AF_SMC, ..) => Self::Smc,
+            (libc::AF_XDP, ..) => Self::Xdp,
+            (libc::AF_PACKET, ..) => Self::Packet,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What TCP says of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpState {
@@ -98,6 +137,27 @@ impl Socket {
     /// Its cookie (`SO_COOKIE`).
     pub fn cookie(&self) -> io::Result<u64> {
         Ok(sockopt::socket_cookie(&self.0)?)
+    }
+
+    /// What kind of socket it is.
+    pub fn kind(&self) -> io::Result<Kind> {
+        let domain = sockopt::socket_domain(&self.0)?.as_raw();
+        let r#type = sockopt::socket_type(&self.0)?.as_raw();
+        let protocol = sockopt::socket_protocol(&self.0)?.map_or(0, |one| one.as_raw().get());
+        let number = |raw: u32| i32::try_from(raw).unwrap_or(-1);
+        Ok(Kind::of(
+            i32::from(domain),
+            number(r#type),
+            number(protocol),
+        ))
+    }
+
+    /// Where it listens, if it does.
+    pub fn listens_at(&self) -> io::Result<Option<SocketAddr>> {
+        if !sockopt::socket_acceptconn(&self.0)? {
+            return Ok(None);
+        }
+        Ok(SocketAddr::try_from(getsockname(&self.0)?).ok())
     }
 
     /// Path of its own name, if it is a Unix socket that has one.

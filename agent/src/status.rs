@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bypass;
+
 /// The state of a running agent. Field names are stable; fields may be added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -18,6 +20,12 @@ pub struct Status {
     pub policy: Policy,
     /// How much of what there is is covered.
     pub coverage: Coverage,
+    /// Ways by which bytes reach servers without passing the gate.
+    #[serde(default)]
+    pub alarms: Vec<Alarm>,
+    /// Kinds of alarms that could not be looked for, and why.
+    #[serde(default)]
+    pub unchecked: Vec<String>,
     /// The servers found.
     pub servers: Vec<Server>,
     /// Sessions by outcome, by name of the server's settings. `seen` is the sum of all others and of the
@@ -59,6 +67,49 @@ pub struct Coverage {
     pub unix_sessions: String,
     /// Processes that could not be looked into.
     pub errors: Vec<String>,
+}
+
+/// A way by which bytes reach a server without passing the gate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alarm {
+    /// The word used in `musttls_bypasses`.
+    pub kind: String,
+    /// The server's process id; none if it concerns every server of the host.
+    pub pid: Option<i32>,
+    /// Its program.
+    pub program: Option<String>,
+    /// What was found.
+    pub found: String,
+    /// What it means.
+    pub meaning: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl From<&bypass::Alarm> for Alarm {
+    fn from(alarm: &bypass::Alarm) -> Self {
+        let (pid, program) = alarm.server.clone().unzip();
+        Self {
+            kind: alarm.kind.as_str().to_owned(),
+            pid,
+            program,
+            found: alarm.found.clone(),
+            meaning: alarm.kind.meaning().to_owned(),
+            remedy: alarm.kind.remedy().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ALARM     ")?;
+        if let (Some(pid), Some(program)) = (self.pid, &self.program) {
+            write!(f, "{program} {pid}: ")?;
+        }
+        writeln!(f, "{} ({})", self.found, self.kind)?;
+        writeln!(f, "          means: {}", self.meaning)?;
+        writeln!(f, "          help:  {}", self.remedy)
+    }
 }
 
 /// A server.
@@ -131,6 +182,12 @@ impl fmt::Display for Status {
         )?;
         for error in &self.coverage.errors {
             writeln!(f, "          {error}")?;
+        }
+        for unchecked in &self.unchecked {
+            writeln!(f, "          not looked for: {unchecked}")?;
+        }
+        for alarm in &self.alarms {
+            write!(f, "{alarm}")?;
         }
         for server in &self.servers {
             writeln!(f, "\n{} {} {}", server.program, server.pid, server.cgroup)?;

@@ -200,8 +200,11 @@ pub struct SocketRecord {
     pub unjudged: u8,
     /// 1 when `class` was learned from a greeting, so that the agent's word still counts.
     pub learned: u8,
+    /// 1 when the session speaks MPTCP: a segment's place in the stream that the server reads is then not its
+    /// sequence number's (RFC 8684 section 3.3).
+    pub multipath: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 4],
+    pub _pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 152 && align_of::<SocketRecord>() == 8);

@@ -86,6 +86,9 @@ pub enum Reason {
     /// X Protocol: another message than `CapabilitiesGet`, `CapabilitiesSet` and `Close` came before TLS, as
     /// a login is (`AuthenticateStart`).
     XWithoutTls = 7,
+    /// The session speaks MPTCP, in which a client may say of each segment, and of each of several connections,
+    /// where in the stream it belongs: what the server reads cannot be told from the segments.
+    Multipath = 8,
 }
 
 impl Reason {
@@ -100,6 +103,7 @@ impl Reason {
             5 => Some(Self::LoginBeforeGreeting),
             6 => Some(Self::NotALogin),
             7 => Some(Self::XWithoutTls),
+            8 => Some(Self::Multipath),
             _ => None,
         }
     }
@@ -115,6 +119,7 @@ impl Reason {
             Self::LoginBeforeGreeting => "login-before-greeting",
             Self::NotALogin => "not-a-login",
             Self::XWithoutTls => "x-without-tls",
+            Self::Multipath => "multipath",
         }
     }
 }

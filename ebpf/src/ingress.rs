@@ -177,6 +177,10 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     if record.unjudged != 0 && record.class != ListenerClass::Pending as u8 {
         return session::spoke_too_early(record);
     }
+    if record.multipath != 0 && !is_empty {
+        let policy = Policy::of(record.endpoints.server);
+        return session::deny(record, Reason::Multipath, policy.as_ref());
+    }
     if record.class == ListenerClass::X as u8 {
         return go_on(ctx, record, &INGRESS, INGRESS_X);
     }
@@ -269,7 +273,8 @@ fn pending(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: S
         record.tls_first = 1;
     }
     let too_long = record.tls_first != 0 && segment.end() > i64::from(FIRST_RECORD_MAX);
-    if first == First::Login || too_long {
+    // Of MPTCP, the first bytes tell nothing.
+    if first == First::Login || too_long || record.multipath != 0 {
         return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
     }
     record.client_spoke = 1;

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock_ops,
 };
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_load_hdr_opt};
 use aya_ebpf::programs::SockOpsContext;
 use musttls_common::addr::v4_mapped;
 use musttls_common::counter::{Global, Outcome};
@@ -21,6 +21,10 @@ use crate::maps::{HELD, LISTENERS, SOCKETS};
 use crate::policy::{self, Policy};
 
 const AF_INET: u32 = 2;
+/// The TCP option of MPTCP (RFC 8684 section 8.1).
+const OPTION_MPTCP: u8 = 30;
+/// What `bpf_load_hdr_opt` returns for a header without the option.
+const ENOMSG: i64 = 42;
 
 /// Takes one callback.
 #[inline(always)]
@@ -123,6 +127,7 @@ fn established(ctx: &SockOpsContext) {
     // SAFETY: as above.
     record.server_base = unsafe { (*ctx.ops).snd_nxt };
     record.rule = musttls_common::policy::NO_RULE;
+    record.multipath = u8::from(is_multipath(ctx));
     record.phase = Phase::Plain as u8;
     if class != ListenerClass::Pending {
         seen(record);
@@ -131,6 +136,21 @@ fn established(ctx: &SockOpsContext) {
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
         emit::count_global(Global::EndUnwatched);
     }
+}
+
+/// Whether the session speaks MPTCP. The kernel takes one for MPTCP if its listener does and the segment that makes
+/// the accepted socket has the option (`subflow_syn_recv_sock` in `net/mptcp/subflow.c`, RFC 8684 section 3.7);
+/// that segment is the one of this callback. A client that speaks MPTCP to a listener that does not leaves the
+/// option out from the third ACK on.
+#[inline(always)]
+fn is_multipath(ctx: &SockOpsContext) -> bool {
+    // Kind and length of the option that is looked for, 0 for any; then room for what is found.
+    let mut option = [OPTION_MPTCP, 0, 0, 0];
+    // SAFETY: `option` is as long as is said. The helper is there since Linux 5.10, for this callback too.
+    let found =
+        unsafe { bpf_load_hdr_opt(ctx.ops, option.as_mut_ptr().cast(), option.len() as u32, 0) };
+    // An option that is longer than the room is an error, too.
+    found != -ENOMSG
 }
 
 /// Counts a session of a server.

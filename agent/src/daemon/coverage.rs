@@ -46,6 +46,36 @@ impl Daemon {
                 }
             }
         }
+        self.look_beside();
+    }
+
+    /// Looks for ways by the gate; the journal gets what has come and what has gone.
+    fn look_beside(&mut self) {
+        let servers = self.registry.servers();
+        let look = self
+            .watch
+            .look(&servers.iter().map(|server| &**server).collect::<Vec<_>>());
+        for alarm in look.alarms.difference(&self.watch.last.alarms) {
+            tracing::warn!(
+                kind = alarm.kind.as_str(),
+                means = alarm.kind.meaning(),
+                help = alarm.kind.remedy(),
+                "bytes can pass by the gate: {alarm}"
+            );
+        }
+        for alarm in self.watch.last.alarms.difference(&look.alarms) {
+            tracing::warn!(
+                kind = alarm.kind.as_str(),
+                "bytes can no longer pass by the gate so: {alarm}"
+            );
+        }
+        for (kind, why) in look.unchecked.difference(&self.watch.last.unchecked) {
+            tracing::warn!(
+                kind = kind.as_str(),
+                "a way by the gate is not looked for: {why}"
+            );
+        }
+        self.watch.last = look;
     }
 
     /// Names the listeners that are new: a server's own, or none of a server's.
@@ -79,7 +109,7 @@ impl Daemon {
             if !all_known || known.contains(&cookie) || may_be_passed_on {
                 continue;
             }
-            if let Err(error) = self.tagger.is_no_server(cookie) {
+            if let Err(error) = self.tagger.name(cookie, port) {
                 tracing::warn!(
                     cookie,
                     error = error::text(&error),

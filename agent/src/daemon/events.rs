@@ -175,6 +175,7 @@ impl Daemon {
         let coverage = self.coverage();
         self.metrics
             .set_coverage(coverage.listeners, coverage.covered);
+        self.metrics.set_bypasses(&self.watch.last);
         self.recorder.settle(&totals);
     }
 

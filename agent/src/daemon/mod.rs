@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use crate::bypass::Watch;
 use crate::cli::Exit;
 use crate::clock;
 use crate::config::{Config, PastDates};
@@ -76,6 +77,7 @@ struct Daemon {
     registry: Arc<Registry>,
     tagger: Tagger,
     scan_errors: Vec<String>,
+    watch: Watch,
     /// Whether the service manager has been told that everything found is covered.
     ready: bool,
     unix_probe: UnixProbe,

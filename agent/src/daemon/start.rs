@@ -16,6 +16,7 @@ use super::{Daemon, Gate};
 use crate::audit::AuditLog;
 use crate::audit::record::Identity;
 use crate::audit::sink::AuditSink;
+use crate::bypass::Watch;
 use crate::clock;
 use crate::config::Config;
 use crate::control;
@@ -121,6 +122,7 @@ impl Daemon {
             registry,
             tagger,
             scan_errors: Vec::new(),
+            watch: Watch::default(),
             ready: false,
             unix_probe: datapath.unix_probe,
             poller: Poller::default(),
@@ -146,7 +148,6 @@ impl Daemon {
         }
         daemon.tick();
         daemon.announce();
-        daemon.ready_if_covered();
         Ok(daemon)
     }
 }

@@ -10,7 +10,7 @@ use super::recorder::losses::at;
 use crate::config::AuditTarget;
 use crate::datapath::UnixProbe;
 use crate::servers;
-use crate::status::{Audit, Coverage, Listener, Policy, Server, Status};
+use crate::status::{Alarm, Audit, Coverage, Listener, Policy, Server, Status};
 
 impl Daemon {
     pub(super) fn status(&self) -> Status {
@@ -29,6 +29,14 @@ impl Daemon {
                 rejected: self.rejected.clone(),
             },
             coverage: self.coverage_of(&servers),
+            alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),
+            unchecked: self
+                .watch
+                .last
+                .unchecked
+                .iter()
+                .map(|(kind, why)| format!("{}: {why}", kind.as_str()))
+                .collect(),
             servers,
             sessions: self.sessions_by_outcome(&totals),
             refusals: self

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 mod maps;
+pub mod sockmap;
 mod tables;
 pub mod unix_probe;
 

@@ -1,11 +1,15 @@
 //! Reads procfs.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 
 use procfs::net::{TcpState, UnixState};
 use procfs::process::{FDTarget, Process, all_processes};
 
 use super::{Listener, OTHER_PROTOCOLS, Protocol, Server, UnixListener};
+use crate::socket::{self, Kind};
 
 /// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
 const PROGRAMS: [&str; 4] = ["mysqld", "mariadbd", "mysqld-debug", "mariadbd-debug"];
@@ -104,11 +108,18 @@ fn program(process: &Process) -> Result<Option<String>, (String, procfs::ProcErr
 
 fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcError> {
     let mut sockets = HashMap::new();
+    let mut devices = Vec::new();
     for descriptor in process.fd()?.flatten() {
-        if let FDTarget::Socket(inode) = descriptor.target {
-            sockets.insert(inode, descriptor.fd);
+        match descriptor.target {
+            FDTarget::Socket(inode) => {
+                sockets.insert(inode, descriptor.fd);
+            }
+            FDTarget::Path(path) => devices.extend(device(&path)),
+            _ => {}
         }
     }
+    devices.sort_unstable();
+    devices.dedup();
     let command_line = process.cmdline().unwrap_or_default();
     let classic_ports = ports(&command_line, &CLASSIC_OPTIONS);
     let x_ports = ports(&command_line, &X_OPTIONS);
@@ -118,22 +129,28 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         .tcp()?
         .into_iter()
         .chain(process.tcp6().unwrap_or_default());
-    for entry in entries.filter(|entry| entry.state == TcpState::Listen) {
+    let listener = |address: SocketAddr, fd, inode, kind| Listener {
+        address,
+        fd,
+        inode,
+        cookie: None,
+        kind,
+        protocol: protocol(address.port(), &classic_ports, &x_ports),
+        uncovered: None,
+    };
+    let mut listed = HashSet::new();
+    for entry in entries {
         let Some(&fd) = sockets.get(&entry.inode) else {
             continue;
         };
-        let port = entry.local_address.port();
-        listeners.push(Listener {
-            address: entry.local_address,
-            fd,
-            inode: entry.inode,
-            cookie: None,
-            protocol: protocol(port, &classic_ports, &x_ports),
-            uncovered: None,
-        });
+        listed.insert(entry.inode);
+        if entry.state == TcpState::Listen {
+            listeners.push(listener(entry.local_address, fd, entry.inode, Kind::Tcp));
+        }
     }
     let mut unix = Vec::new();
     for entry in process.unix()? {
+        listed.insert(entry.inode);
         // A listening socket is unconnected, and has a name; so is one that is only bound, which gets no
         // sessions.
         let listens = entry.state == UnixState::UNCONNECTED;
@@ -145,6 +162,30 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
             });
         }
     }
+    let unlisted = sockets
+        .iter()
+        .filter(|(inode, _)| !listed.contains(inode))
+        .map(|(&inode, &fd)| (inode, fd))
+        .collect();
+    let (unlisted, kinds_unread) = match kinds(process.pid(), &mut listeners, unlisted) {
+        Ok(unlisted) => (unlisted, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let mut beside_tcp = Vec::new();
+    for Unlisted {
+        inode,
+        fd,
+        kind,
+        listens_at,
+    } in unlisted
+    {
+        match (kind, listens_at) {
+            (Kind::Smc, Some(address)) => listeners.push(listener(address, fd, inode, kind)),
+            (Kind::Xdp | Kind::Packet | Kind::RawIp, _) => beside_tcp.push((fd, kind)),
+            (Kind::Tcp | Kind::Mptcp | Kind::Smc | Kind::Other, _) => {}
+        }
+    }
+    beside_tcp.sort_unstable();
     let cgroup = cgroup(process);
     Ok(Server {
         pid: process.pid(),
@@ -155,7 +196,76 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         listeners,
         unix,
         sockets,
+        beside_tcp,
+        devices,
+        kinds_unread,
     })
+}
+
+/// A socket that procfs does not list as one of TCP or of the server's Unix sockets.
+struct Unlisted {
+    inode: u64,
+    fd: i32,
+    kind: Kind,
+    listens_at: Option<SocketAddr>,
+}
+
+/// Finds out of what kind the listeners are, and the other sockets of a server. procfs lists an MPTCP listener as
+/// one of TCP, and one of SMC not at all.
+fn kinds(
+    pid: i32,
+    listeners: &mut [Listener],
+    unlisted: Vec<(u64, i32)>,
+) -> io::Result<Vec<Unlisted>> {
+    if listeners.is_empty() && unlisted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let process = socket::Process::open(pid)?;
+    let duplicate = |fd| match process.duplicate(fd) {
+        // Closed since.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
+        other => other.map(Some),
+    };
+    for listener in listeners {
+        if let Some(socket) = duplicate(listener.fd)? {
+            listener.kind = socket.kind()?;
+        }
+    }
+    let mut found = Vec::new();
+    for (inode, fd) in unlisted {
+        let Some(socket) = duplicate(fd)? else {
+            continue;
+        };
+        let kind = socket.kind()?;
+        let listens_at = if kind == Kind::Smc {
+            socket.listens_at()?
+        } else {
+            None
+        };
+        found.push(Unlisted {
+            inode,
+            fd,
+            kind,
+            listens_at,
+        });
+    }
+    Ok(found)
+}
+
+/// The device of a user-space network that `path` is, if it is one: of `OpenOnload`, of RDMA (VMA, XLIO), and those by
+/// which DPDK (F-Stack) takes a network card from the kernel.
+fn device(path: &Path) -> Option<String> {
+    const DEVICES: [&str; 4] = [
+        "/dev/onload",
+        "/dev/infiniband/uverbs",
+        "/dev/vfio/",
+        "/dev/uio",
+    ];
+    let path = path.to_str()?;
+    DEVICES
+        .iter()
+        .any(|device| path.starts_with(device))
+        .then(|| path.to_owned())
 }
 
 /// The process's cgroup v2 path; "/" where there is none.

@@ -3,6 +3,9 @@
 //! Found in procfs, on the host and in containers alike. A socket that begins to listen later is reported by
 //! the gate at once ([`Registry`] is then refreshed); what became a server's without listening anew (a socket
 //! passed on, a process that has changed its image) is found by the periodic refresh.
+//!
+//! A listener of MPTCP or SMC is to its server another socket than to the kernel's TCP, which has one of its own below
+//! it that no descriptor leads to. So it is covered by its port.
 
 mod discovery;
 mod tag;
@@ -14,6 +17,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use musttls_common::session::ListenerClass;
+
+use crate::socket::Kind;
 
 pub use discovery::{ScanError, find, ports_of_init};
 pub use tag::Tagger;
@@ -46,6 +51,12 @@ pub struct Server {
     pub unix: Vec<UnixListener>,
     /// All its sockets: inode number and descriptor.
     pub sockets: HashMap<u64, i32>,
+    /// Its sockets by which bytes can come that no TCP socket has seen: number of the descriptor, and kind.
+    pub beside_tcp: Vec<(i32, Kind)>,
+    /// Devices of user-space networks that it has open.
+    pub devices: Vec<String>,
+    /// Why the kinds of its sockets are not known, if so.
+    pub kinds_unread: Option<String>,
 }
 
 /// A listening TCP socket.
@@ -59,6 +70,8 @@ pub struct Listener {
     pub inode: u64,
     /// Its cookie, once it is tagged.
     pub cookie: Option<u64>,
+    /// What it is to the server: TCP, MPTCP or SMC.
+    pub kind: Kind,
     /// What it speaks.
     pub protocol: Protocol,
     /// Why it is not covered, if so.

@@ -9,7 +9,7 @@ use musttls_common::session::{Listener as Tag, ListenerClass};
 use super::{Listener, Server};
 use crate::config::Config;
 use crate::datapath::Listeners;
-use crate::socket::{Process, Socket};
+use crate::socket::{Kind, Process, Socket};
 
 /// Tags listeners, and remembers which.
 pub struct Tagger {
@@ -49,6 +49,10 @@ impl Tagger {
                     listener.protocol = listener.protocol.named();
                 }
                 let tag = Tag::named(index, listener.protocol.class());
+                if listener.kind != Kind::Tcp {
+                    self.by_port(listener, tag);
+                    continue;
+                }
                 if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
                     && known == tag
                 {
@@ -60,7 +64,7 @@ impl Tagger {
                         self.tagged.insert(listener.inode, (tag, cookie));
                         listener.cookie = Some(cookie);
                     }
-                    Err(error) => self.by_port(listener, tag, &error),
+                    Err(error) => self.untouched(listener, tag, &error),
                 }
             }
             for listener in &server.unix {
@@ -83,9 +87,11 @@ impl Tagger {
         self.unix.retain(|inode| seen.contains(inode));
     }
 
-    /// Tells the gate that a new listener is no server's.
-    pub fn is_no_server(&mut self, cookie: u64) -> anyhow::Result<()> {
-        self.maps.note(cookie, Tag::named(0, ListenerClass::Other))
+    /// Tells the gate what a new listener is that no server has a descriptor of: covered by its port, or no server's.
+    pub fn name(&mut self, cookie: u64, port: u16) -> anyhow::Result<()> {
+        let covered = self.ports.get(&port).copied();
+        let tag = covered.unwrap_or_else(|| Tag::named(0, ListenerClass::Other));
+        self.maps.note(cookie, tag)
     }
 
     fn tag_listener(
@@ -110,23 +116,35 @@ impl Tagger {
         self.maps.tag_unix(&socket, inode)
     }
 
-    /// A socket that may not be touched is covered by its port, which is less exact: it covers that port in
-    /// every network namespace.
-    fn by_port(&mut self, listener: &mut Listener, tag: Tag, error: &anyhow::Error) {
+    /// A socket that may not be touched is covered by its port.
+    fn untouched(&mut self, listener: &mut Listener, tag: Tag, error: &anyhow::Error) {
+        if self.by_port(listener, tag) {
+            tracing::warn!(
+                port = listener.address.port(),
+                error = format!("{error:#}"),
+                "the server's socket may not be touched: covered by its port, in all network namespaces"
+            );
+        } else if let Some(full) = &listener.uncovered {
+            listener.uncovered = Some(format!("{error:#}; {full}"));
+        }
+    }
+
+    /// Covers a listener by its port, which is less exact: it covers that port in every network namespace. Returns
+    /// whether that is new.
+    fn by_port(&mut self, listener: &mut Listener, tag: Tag) -> bool {
         let port = listener.address.port();
         if !listener.protocol.is_judged() || self.ports.get(&port) == Some(&tag) {
-            return;
+            return false;
         }
         match self.maps.tag_port(port, tag) {
             Ok(()) => {
-                tracing::warn!(
-                    port,
-                    error = format!("{error:#}"),
-                    "the server's socket may not be touched: covered by its port, in all network namespaces"
-                );
                 self.ports.insert(port, tag);
+                true
             }
-            Err(full) => listener.uncovered = Some(format!("{error:#}; {full:#}")),
+            Err(full) => {
+                listener.uncovered = Some(format!("{full:#}"));
+                false
+            }
         }
     }
 }

@@ -1,0 +1,341 @@
+//! Ways by which bytes could reach a server without passing the gate: what they do, and that they are told.
+
+#![cfg(test)]
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use musttls_tests::agent::Agent;
+use musttls_tests::audit::Record;
+use musttls_tests::evidence;
+use musttls_tests::netns::{Host, Net};
+use musttls_tests::place::Scratch;
+use musttls_tests::raw::{Next, Raw};
+use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::{REFUSED, ssl_request};
+use rustix::net::{
+    AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, getpeername, ipproto, listen,
+    socket_with, sockopt,
+};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use serde_json::Value;
+
+#[path = "bypass/sockmap.rs"]
+mod sockmap;
+
+use sockmap::Sockmap;
+
+const ENFORCE: &str = "mode = \"enforce\"";
+
+#[test]
+fn client_of_tcp_is_judged_on_a_listener_of_mptcp() {
+    let net = Net::new().unwrap();
+    for agent_first in [false, true] {
+        let early = agent_first.then(|| Agent::start(ENFORCE).unwrap());
+        let listener = mptcp_listener(&net.db);
+        let server = activated(&net.db, &listener);
+        let agent = early.unwrap_or_else(|| Agent::start(ENFORCE).unwrap());
+        let alarm = await_alarm(&agent, "mptcp");
+        assert_eq!(alarm["pid"], server.pid(), "{alarm}");
+        assert_eq!(alarm["program"], "mariadbd", "{alarm}");
+        assert_eq!(alarm["found"], "0.0.0.0:3306 listens by MPTCP", "{alarm}");
+
+        let mark = evidence::mark(&server).unwrap();
+        let to = server.at(net.app.db_v4());
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        let answer = raw.receive().unwrap();
+        let number = answer.error().map(|error| error.number);
+        assert_eq!(number, Some(REFUSED), "{answer:?}");
+        assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
+
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&ssl_request()).unwrap();
+        let mut tls = raw.into_tls().unwrap();
+        tls.send(&server.open_login().packet_over_tls()).unwrap();
+        assert!(tls.receive().unwrap().is_ok());
+        let by_tls = |record: &Record| record.transport() == "tls" && record.action() == Some(1);
+        agent.await_record("TLS", by_tls).unwrap();
+    }
+}
+
+/// What the kernel makes of a stream over several connections, or of one that its client maps elsewhere, no segment
+/// tells. So no login gets in, whatever it looks like.
+#[test]
+fn client_of_mptcp_gets_no_login_in() {
+    let net = Net::new().unwrap();
+    for agent_first in [false, true] {
+        let early = agent_first.then(|| Agent::start(ENFORCE).unwrap());
+        let listener = mptcp_listener(&net.db);
+        let server = activated(&net.db, &listener);
+        let agent = early.unwrap_or_else(|| Agent::start(ENFORCE).unwrap());
+        await_alarm(&agent, "mptcp");
+        let mark = evidence::mark(&server).unwrap();
+        let to = server.at(net.app.db_v4());
+        for first in [server.open_login().packet_41(), ssl_request()] {
+            let mut raw = mptcp_client(&net.app, to);
+            raw.greeting().unwrap();
+            raw.send(&first).unwrap();
+            let next = raw.receive_within(Duration::from_secs(2)).unwrap();
+            assert!(matches!(next, Next::Silence | Next::Reset), "{next:?}");
+        }
+        let records = agent
+            .await_records("both refusals", 2, Record::is_denied)
+            .unwrap();
+        for record in records {
+            assert_eq!(
+                record.text("/unmapped/reason"),
+                "multipath",
+                "{}",
+                record.line
+            );
+        }
+        assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
+        assert_eq!(agent.outcome("denied").unwrap(), 2);
+    }
+}
+
+#[test]
+fn client_of_mptcp_is_only_reported_in_observe_mode() {
+    let net = Net::new().unwrap();
+    let listener = mptcp_listener(&net.db);
+    let server = activated(&net.db, &listener);
+    let agent = Agent::start("mode = \"observe\"").unwrap();
+    await_alarm(&agent, "mptcp");
+    let mut raw = mptcp_client(&net.app, server.at(net.app.db_v4()));
+    raw.greeting().unwrap();
+    raw.send(&server.open_login().packet_41()).unwrap();
+    assert!(raw.receive().unwrap().is_ok());
+    let observed = |record: &Record| record.text("/unmapped/reason") == "multipath";
+    let record = agent.await_record("the session", observed).unwrap();
+    assert_eq!(record.action(), Some(3), "{}", record.line);
+}
+
+/// The kernel falls back to TCP, so it is a client as any other.
+#[test]
+fn client_of_mptcp_passes_with_tls_on_a_listener_of_tcp() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        assert_eq!(alarms(&agent), [Value::Null; 0]);
+        let mut raw = mptcp_client(&net.app, server.at(net.app.db_v4()));
+        raw.greeting().unwrap();
+        raw.send(&ssl_request()).unwrap();
+        let mut tls = raw.into_tls().unwrap();
+        tls.send(&server.open_login().packet_over_tls()).unwrap();
+        assert!(tls.receive().unwrap().is_ok());
+        let mut raw = mptcp_client(&net.app, server.at(net.app.db_v4()));
+        raw.greeting().unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        let answer = raw.receive().unwrap();
+        let number = answer.error().map(|error| error.number);
+        assert_eq!(number, Some(REFUSED), "{answer:?}");
+        assert!(agent.held().unwrap().is_empty());
+    }
+}
+
+/// A server holds what it was started with: the kernel knows no other way to see such a socket from outside.
+#[test]
+fn socket_past_tcp_is_an_alarm_as_long_as_it_is_open() {
+    let net = Net::new().unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    assert_eq!(alarms(&agent), [Value::Null; 0]);
+    for (family, name) in [
+        (AddressFamily::XDP, "AF_XDP"),
+        (AddressFamily::PACKET, "AF_PACKET"),
+    ] {
+        let make = || socket_with(family, SocketType::RAW, SocketFlags::empty(), None);
+        let inherited = net.db.run(make).unwrap().unwrap();
+        let mut server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+        drop(inherited);
+        let alarm = await_alarm(&agent, "raw-socket");
+        assert_eq!(alarm["pid"], server.pid(), "{alarm}");
+        assert!(alarm["found"].as_str().unwrap().contains(name), "{alarm}");
+        await_told(&agent, &format!("an {name} socket"), 1);
+        server.kill().unwrap();
+        await_no_alarm(&agent);
+        await_told(&agent, &format!("an {name} socket"), 2);
+    }
+}
+
+#[test]
+fn preloaded_network_is_an_alarm() {
+    let net = Net::new().unwrap();
+    let directory = Scratch::new().unwrap();
+    let library = directory.join("libsmc-preload.so");
+    fs::copy(any_library(), &library).unwrap();
+    let preload = format!("LD_PRELOAD={}", library.display());
+    let options = Options::new(Product::MariaDb).through(&["env", &preload]);
+    let server = Server::start(&net.db, &options).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    let alarm = await_alarm(&agent, "user-space");
+    assert_eq!(alarm["pid"], server.pid(), "{alarm}");
+    let found = alarm["found"].as_str().unwrap();
+    assert!(found.contains("libsmc-preload.so is loaded"), "{alarm}");
+    for command in ["scan", "doctor"] {
+        let output = agent.home().musttls(&[command]).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            text.contains("libsmc-preload.so is loaded"),
+            "{command}: {text}"
+        );
+    }
+}
+
+/// What is warned of is real: the login gets in, and no counter has seen it.
+#[test]
+fn session_in_a_sockmap_passes_by_the_gate_and_is_an_alarm() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    assert_eq!(alarms(&agent), [Value::Null; 0]);
+    // A map whose entries tell cookies, and one whose entries do not.
+    for (value_len, of_server) in [(8, true), (4, false)] {
+        let to = server.at(Ipv4Addr::LOCALHOST.into());
+        let client = net.db.run(|| TcpStream::connect(to)).unwrap().unwrap();
+        let sender = client.try_clone().unwrap();
+        let mut raw = Raw::over(client).unwrap();
+        raw.greeting().unwrap();
+        let accepted = accepted(&server, sender.local_addr().unwrap());
+        let target = Sockmap::new(value_len).unwrap();
+        target.put(&accepted).unwrap();
+        let source = Sockmap::new(value_len).unwrap();
+        source.redirect_to(&target).unwrap();
+        source.put(&sender).unwrap();
+        drop(accepted);
+
+        let mark = evidence::mark(&server).unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        assert!(raw.receive().unwrap().is_ok());
+        assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap().len(), 1);
+        assert_eq!(agent.outcome("denied").unwrap(), 0);
+
+        let alarm = await_alarm(&agent, "sockmap");
+        if of_server {
+            assert_eq!(alarm["pid"], server.pid(), "{alarm}");
+        } else {
+            assert_eq!(alarm["pid"], Value::Null, "{alarm}");
+        }
+        drop((raw, sender, source, target));
+        await_no_alarm(&agent);
+    }
+}
+
+/// Sockmaps without a program hand listeners to `sk_lookup` programs: nothing passes by the gate.
+#[test]
+fn sockmap_without_a_program_is_no_alarm() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let to = server.at(Ipv4Addr::LOCALHOST.into());
+    let client = net.db.run(|| TcpStream::connect(to)).unwrap().unwrap();
+    let map = Sockmap::new(4).unwrap();
+    map.put(&accepted(&server, client.local_addr().unwrap()))
+        .unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    assert_eq!(alarms(&agent), [Value::Null; 0]);
+}
+
+/// A server whose classic port is a listening socket of MPTCP, as `mptcpize run` makes it.
+fn activated(host: &Host, listener: &TcpListener) -> Server {
+    Server::start_activated(host, &Options::new(Product::MariaDb), listener).unwrap()
+}
+
+fn mptcp(host: &Host) -> OwnedFd {
+    let make = || {
+        socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            Some(ipproto::MPTCP),
+        )
+    };
+    host.run(make).unwrap().expect("a kernel with CONFIG_MPTCP")
+}
+
+fn mptcp_listener(host: &Host) -> TcpListener {
+    let socket = mptcp(host);
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 3306)).unwrap();
+    listen(&socket, 64).unwrap();
+    socket.into()
+}
+
+fn mptcp_client(host: &Host, to: SocketAddr) -> Raw {
+    let socket = mptcp(host);
+    connect(&socket, &to).unwrap();
+    let protocol: Option<Protocol> = sockopt::socket_protocol(&socket).unwrap();
+    assert_eq!(protocol, Some(ipproto::MPTCP));
+    Raw::over(socket.into()).unwrap()
+}
+
+/// The server's own socket of a session.
+fn accepted(server: &Server, client: SocketAddr) -> OwnedFd {
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let numbers = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    numbers
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .filter_map(|fd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok())
+        .find(|socket| {
+            let peer = getpeername(socket).ok().flatten();
+            peer.and_then(|peer| SocketAddr::try_from(peer).ok())
+                .is_some_and(|peer| peer.port() == client.port())
+        })
+        .expect("the server's end of the session")
+}
+
+/// A library that any program can load: the one that this test has loaded, too.
+fn any_library() -> String {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter_map(|line| line.split_once('/'))
+        .map(|(_, path)| format!("/{path}"))
+        .find(|path| {
+            let name = Path::new(path).file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("libgcc_s"))
+        })
+        .expect("libgcc_s, which every Rust program has loaded")
+}
+
+fn alarms(agent: &Agent) -> Vec<Value> {
+    let status = agent.status().unwrap();
+    assert_eq!(status["unchecked"], serde_json::json!([]));
+    status["alarms"].as_array().unwrap().clone()
+}
+
+fn await_alarm(agent: &Agent, kind: &str) -> Value {
+    let alarm = wait::until("the alarm", PATIENCE, || {
+        let found = alarms(agent);
+        assert!(found.iter().all(|alarm| alarm["kind"] == kind), "{found:?}");
+        Ok(found.into_iter().next())
+    })
+    .unwrap();
+    for field in ["meaning", "remedy"] {
+        assert!(!alarm[field].as_str().unwrap().is_empty(), "{alarm}");
+    }
+    alarm
+}
+
+fn await_no_alarm(agent: &Agent) {
+    wait::until_true("the end of the alarm", PATIENCE, || {
+        Ok(alarms(agent).is_empty())
+    })
+    .unwrap();
+}
+
+/// The journal has so many warnings of it.
+fn await_told(agent: &Agent, what: &str, times: usize) {
+    wait::until_true("the journal", PATIENCE, || {
+        let log = agent.log()?;
+        let told = log
+            .lines()
+            .filter(|line| line.contains("WARN") && line.contains(what));
+        Ok(told.count() == times)
+    })
+    .unwrap();
+}
