@@ -47,6 +47,7 @@ pub struct Metrics {
     registry: Registry,
     logins: Family<Labels<3>, Counter>,
     tls_handshakes: Family<Labels<2>, Counter>,
+    exposed: Family<Labels<1>, Counter>,
     refusals: Family<Labels<1>, Counter>,
     refusal_latency: Histogram,
     servers: Gauge,
@@ -85,6 +86,11 @@ impl Metrics {
         let metrics = Self {
             logins: add(r, "logins", "Sessions on record, by transport and verdict"),
             tls_handshakes: add(r, "tls_handshakes", "TLS sessions on record, by version"),
+            exposed: add(
+                r,
+                "credentials_exposed",
+                "TLS sessions whose login came in the clear before the TLS",
+            ),
             refusals: add(
                 r,
                 "refusals",
@@ -154,6 +160,9 @@ impl Metrics {
                 ("version", version.into_owned()),
             ];
             self.tls_handshakes.get_or_create(&labels).inc();
+        }
+        if session.exposed.is_some() {
+            self.exposed.get_or_create(&one("server", server)).inc();
         }
         if let Some(rule) = session.rule {
             self.exception_hits.get_or_create(&one("rule", rule)).inc();
@@ -401,6 +410,7 @@ mod tests {
             rule: (outcome == record::Outcome::Excepted).then_some("etl"),
             user: Some("secret_user"),
             details: None,
+            exposed: None,
             refusal: None,
         }
     }
@@ -422,7 +432,10 @@ mod tests {
         };
         metrics.session(&session(tls(0x0304), record::Outcome::Allowed));
         metrics.session(&session(tls(0x7777), record::Outcome::Allowed));
-        metrics.session(&session(tls(0), record::Outcome::TlsFailed));
+        metrics.session(&Session {
+            exposed: Some(90),
+            ..session(tls(0), record::Outcome::TlsFailed)
+        });
         for outcome in [
             record::Outcome::Denied,
             record::Outcome::Observed,
@@ -491,6 +504,7 @@ mod tests {
             "musttls_servers_covered 1",
             "musttls_bypasses{kind=\"mptcp\"} 1",
             "musttls_bypasses{kind=\"smc\"} 0",
+            "musttls_credentials_exposed_total{server=\"orders\"} 1",
             "musttls_bpf_events_lost_total{reason=\"sessions_ring_full\"} 4",
             "musttls_bpf_events_lost_total{reason=\"parse\"} 1",
             "musttls_held_segments_total{reason=\"gap\"} 5",

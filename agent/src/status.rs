@@ -31,6 +31,9 @@ pub struct Status {
     /// Sessions by outcome, by name of the server's settings. `seen` is the sum of all others and of the
     /// sessions that are open and undecided.
     pub sessions: BTreeMap<String, BTreeMap<String, u64>>,
+    /// TLS sessions on record whose client sent a login in the clear before the TLS.
+    #[serde(default)]
+    pub credentials_exposed: u64,
     /// Refusals by how they ended.
     pub refusals: BTreeMap<String, u64>,
     /// Held segments by reason.
@@ -216,6 +219,13 @@ impl fmt::Display for Status {
                     .map(move |(outcome, n)| (format!("{server} {outcome}"), *n))
             }),
         )?;
+        if self.credentials_exposed > 0 {
+            writeln!(
+                f,
+                "\nexposed   {} TLS sessions sent their login in the clear before the TLS",
+                self.credentials_exposed
+            )?;
+        }
         table(
             f,
             "refusals",

@@ -10,6 +10,9 @@ use crate::stream::Reader;
 
 /// Length of a packet header, in bytes.
 pub const HEADER_LEN: u32 = 4;
+/// Length of an `SSLRequest` of the 4.1 protocol, without its packet header: what comes before the user name in a
+/// login.
+pub const SSL_REQUEST_LEN: u32 = 32;
 
 /// Capability flag: the client speaks the 4.1 protocol (`Protocol::HandshakeResponse41`).
 pub const CLIENT_PROTOCOL_41: u32 = 0x0000_0200;

@@ -196,30 +196,23 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
         packet::byte(ctx, tcp.payload + index)
     });
     let reason = match judgement {
-        Judgement::Neutral | Judgement::Claim => {
-            note_header(ctx, record, &tcp, segment);
-            if judgement == Judgement::Claim && record.phase == Phase::Plain as u8 {
-                record.phase = Phase::Claimed as u8;
-            }
-            return Action::Pass;
-        }
+        Judgement::Neutral | Judgement::Claim => None,
         Judgement::Plaintext(reason) => return plaintext(ctx, record, &tcp, segment, reason),
-        Judgement::SplitClaim => Hold::Split,
-        Judgement::Hold(reason) => reason,
+        Judgement::SplitClaim => Some(Hold::Split),
+        Judgement::Hold(reason) => Some(reason),
     };
-    let action = hold(
-        record,
-        segment,
-        reason,
-        Policy::of(record.endpoints.server).as_ref(),
-    );
-    if action == Action::Pass
-        && judgement == Judgement::SplitClaim
-        && record.phase == Phase::Plain as u8
-    {
+    if let Some(reason) = reason {
+        let policy = Policy::of(record.endpoints.server);
+        if hold(record, segment, reason, policy.as_ref()) == Action::Drop {
+            return Action::Drop;
+        }
+    }
+    note_header(ctx, record, &tcp, segment);
+    let claims = matches!(judgement, Judgement::Claim | Judgement::SplitClaim);
+    if claims && record.phase == Phase::Plain as u8 {
         record.phase = Phase::Claimed as u8;
     }
-    action
+    Action::Pass
 }
 
 /// What a client's first bytes look like, on a listener that nobody has named.

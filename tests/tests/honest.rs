@@ -114,6 +114,18 @@ impl Site {
         assert_eq!(record.tls_cipher(), cipher, "{line}");
     }
 
+    /// The record says whether the session's login was sent in the clear, in so many bytes.
+    fn is_exposed(&self, what: &str, port: u64, len: Option<u64>) {
+        let of_this = |record: &Record| record.source_port() == Some(port);
+        let record = self.agent.await_record(what, of_this).unwrap();
+        let line = format!("{what}: {}", record.line);
+        assert_eq!(record.number("/unmapped/exposed_packet_len"), len, "{line}");
+        let told = record.at("/unmapped/credential_exposed") == true;
+        assert_eq!(told, len.is_some(), "{line}");
+        let severity = if len.is_some() { 2 } else { 1 };
+        assert_eq!(record.number("/severity_id"), Some(severity), "{line}");
+    }
+
     /// No segment was held since the start, and no session denied.
     fn is_undisturbed(&self, what: &str) {
         assert_eq!(self.agent.held().unwrap(), BTreeMap::new(), "{what}");
@@ -126,25 +138,71 @@ fn every_form_of_ssl_request_passes() {
     let site = Site::new();
     for server in &site.servers {
         let with_login = server.open_login().caps(CLIENT_SSL).packet_41();
+        let login_len = u64::try_from(with_login.len() - 4).unwrap();
         let forms = [
-            ("SSLRequest", ssl_request()),
-            ("SSLRequest of 33 bytes", long_ssl_request(&[0])),
+            ("SSLRequest", ssl_request(), None),
+            ("SSLRequest of 33 bytes", long_ssl_request(&[0]), Some(33)),
             (
                 "SSLRequest of 20,000 bytes",
                 long_ssl_request(&vec![0; 20_000 - 32]),
+                Some(20_000),
             ),
-            ("CLIENT_SSL in a whole login", with_login),
+            ("CLIENT_SSL in a whole login", with_login, Some(login_len)),
         ];
-        for (what, request) in &forms {
+        for (what, request, exposed) in &forms {
             let mut raw = site.greeted(server);
             raw.send(request).unwrap();
             let tls = raw
                 .into_tls()
                 .unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            let port = u64::from(tls.local().unwrap().port());
             site.logs_in(server, what, tls);
             site.is_undisturbed(what);
+            site.is_exposed(what, port, *exposed);
         }
     }
+}
+
+/// What the client sent in the clear is on record, however it was cut.
+#[test]
+fn login_sent_before_the_tls_is_on_record_as_exposed() {
+    let site = Site::new();
+    for (server, policy) in [
+        (&site.servers[0], ENFORCE),
+        (&site.servers[1], ENFORCE),
+        (&site.servers[0], "mode = \"observe\""),
+    ] {
+        site.agent.set_policy(policy).unwrap();
+        let login = server.open_login().caps(CLIENT_SSL).packet_41();
+        let exposed = u64::try_from(login.len() - 4).unwrap();
+        let cuts: [(&str, &[usize]); 5] = [
+            ("behind the first byte", &[1]),
+            ("inside the length", &[1, 2, 3]),
+            ("behind the header", &[4]),
+            // The gate holds what has half of the flags, and TCP sends both halves at once.
+            ("inside the flags", &[5]),
+            ("behind the flags", &[8, 20, 36, 37]),
+        ];
+        for (what, cuts) in cuts {
+            let mut raw = site.greeted(server);
+            let mut rest = login.as_slice();
+            let mut sent = 0;
+            for cut in cuts {
+                let (piece, more) = rest.split_at(cut - sent);
+                raw.send(piece).unwrap();
+                (rest, sent) = (more, *cut);
+            }
+            raw.send(rest).unwrap();
+            let tls = raw
+                .into_tls()
+                .unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            let port = u64::from(tls.local().unwrap().port());
+            site.logs_in(server, what, tls);
+            site.is_exposed(what, port, Some(exposed));
+        }
+    }
+    let status = site.agent.status().unwrap();
+    assert_eq!(status["credentials_exposed"], 15, "{status}");
 }
 
 /// `native.rs` shows what comes of it without the agent: MariaDB takes it for a broken handshake, MySQL 9.7

@@ -66,6 +66,9 @@ pub struct Session<'s> {
     pub user: Option<&'s str>,
     /// What else the login said, where there was one to read.
     pub details: Option<&'s LoginDetails>,
+    /// How long the packet was by which the client asked for TLS, in bytes, if it was longer than an `SSLRequest`: a
+    /// login, sent in the clear before the TLS.
+    pub exposed: Option<u32>,
     /// How the refusal went, where there was one.
     pub refusal: Option<Refusal<'s>>,
 }
@@ -292,6 +295,12 @@ fn session_record<'s>(
         action,
         disposition,
     } = session.outcome.classify();
+    let severity = if session.exposed.is_some() {
+        // As for a login that observe mode let through: it was on the wire, too.
+        severity.max((2, "Low"))
+    } else {
+        severity
+    };
     let endpoints = session.transport.endpoints();
     let (logon_type_id, logon_type) = match session.transport {
         Transport::Unix { .. } => (99, "Unix socket"),
@@ -317,12 +326,13 @@ fn session_record<'s>(
             .refusal
             .and_then(|refusal| refusal.err_after_us)
             .map(|_| ER_SECURE_TRANSPORT_REQUIRED.to_string()),
-        status_detail: status_detail(session.outcome),
+        status_detail: status_detail(session),
         action_id: action.0,
         action: action.1,
         disposition_id: disposition.0,
         disposition: disposition.1,
-        is_alert: matches!(session.outcome, Outcome::Denied | Outcome::Observed),
+        is_alert: matches!(session.outcome, Outcome::Denied | Outcome::Observed)
+            || session.exposed.is_some(),
         is_cleartext: matches!(session.transport, Transport::Plaintext { .. }),
         is_remote: endpoints.is_some_and(is_remote),
         logon_type_id,
@@ -357,6 +367,8 @@ fn session_record<'s>(
             schema: details.and_then(|details| details.schema.as_deref()),
             client_program: client_program(session),
             connection_attributes: attributes(details),
+            credential_exposed: session.exposed.is_some(),
+            exposed_packet_len: session.exposed,
             login_truncated: details.is_some_and(|details| details.truncated),
             server_pid: session.server_pid,
             cgroup: session.cgroup,
@@ -370,8 +382,11 @@ fn session_record<'s>(
     }
 }
 
-const fn status_detail(outcome: Outcome) -> Option<&'static str> {
-    match outcome {
+const fn status_detail(session: &Session<'_>) -> Option<&'static str> {
+    match session.outcome {
+        Outcome::Allowed if session.exposed.is_some() => {
+            Some("the client sent more than a request for TLS before the TLS")
+        }
         Outcome::Allowed => None,
         Outcome::Excepted => Some("insecure transport, allowed by an exception"),
         Outcome::Observed => Some("insecure transport, would be refused in enforce mode"),

@@ -178,6 +178,10 @@ pub(super) struct Unmapped<'s> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) connection_attributes: BTreeMap<&'s str, &'s str>,
     #[serde(skip_serializing_if = "is_false")]
+    pub(super) credential_exposed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exposed_packet_len: Option<u32>,
+    #[serde(skip_serializing_if = "is_false")]
     pub(super) login_truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) server_pid: Option<u32>,

@@ -42,6 +42,7 @@ fn session(transport: Transport<'static>, outcome: Outcome) -> Session<'static> 
         rule: None,
         user: None,
         details: None,
+        exposed: None,
         refusal: None,
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use musttls_common::event::{Event, Kind};
+use musttls_common::mysql::SSL_REQUEST_LEN;
 use musttls_common::policy::NO_RULE;
 use musttls_common::verdict::{Mode, Reason};
 
@@ -36,6 +37,8 @@ pub(super) struct Recorder {
     /// Reports that the refusal thread could not hand over.
     lost_reports: Arc<AtomicU64>,
     refusals: BTreeMap<&'static str, u64>,
+    /// Sessions whose client sent a login in the clear before the TLS.
+    exposed: u64,
     unreadable: u64,
     /// How many losses have been told, by reason.
     told: BTreeMap<&'static str, u64>,
@@ -57,6 +60,7 @@ impl Recorder {
             metrics,
             lost_reports,
             refusals: BTreeMap::new(),
+            exposed: 0,
             unreadable: 0,
             told: BTreeMap::new(),
         }
@@ -186,8 +190,12 @@ impl Recorder {
             rule: rule.map(|rule| rule.name.as_str()),
             user: user.as_deref(),
             details: details.as_ref(),
+            exposed: matches!(transport, Transport::Tls { .. })
+                .then(|| exposed(event.login_header))
+                .flatten(),
             refusal,
         };
+        self.exposed += u64::from(session.exposed.is_some());
         Self::write(&mut self.audit, &self.metrics, &session);
     }
 
@@ -235,6 +243,7 @@ impl Recorder {
             rule: None,
             user: None,
             details: None,
+            exposed: None,
             refusal: None,
         };
         Self::write(&mut self.audit, &self.metrics, &record);
@@ -261,10 +270,22 @@ impl Recorder {
         &self.refusals
     }
 
+    /// How many clients sent a login in the clear before the TLS.
+    pub(super) const fn exposed(&self) -> u64 {
+        self.exposed
+    }
+
     /// The audit log.
     pub(super) const fn audit(&self) -> &AuditLog {
         &self.audit
     }
+}
+
+/// The length of the packet by which a client asked for TLS, if it was longer than an `SSLRequest`. The server reads
+/// the flags in it and ignores the rest.
+fn exposed([low, middle, high, _]: [u8; 4]) -> Option<u32> {
+    let len = u32::from_le_bytes([low, middle, high, 0]);
+    (len > SSL_REQUEST_LEN).then_some(len)
 }
 
 fn endpoints(event: &Event) -> Endpoints {

@@ -39,6 +39,7 @@ impl Daemon {
                 .collect(),
             servers,
             sessions: self.sessions_by_outcome(&totals),
+            credentials_exposed: self.recorder.exposed(),
             refusals: self
                 .recorder
                 .refusals()
