@@ -368,23 +368,7 @@ fn galera_cluster_forms_while_its_classic_port_is_gated() {
 #[test]
 fn group_communication_of_mysql_is_named_and_not_judged() {
     let net = Net::new().unwrap();
-    let options = [
-        "--plugin-load-add=group_replication.so",
-        "--log-bin=binlog",
-        "--server-id=1",
-        "--gtid-mode=ON",
-        "--enforce-gtid-consistency=ON",
-        "--report-host=10.77.1.1",
-        "--loose-group-replication-group-name=c5e0a3d2-9f64-4a0e-8d4b-9f5a7e1b2c3d",
-        "--loose-group-replication-local-address=10.77.1.1:33061",
-        "--loose-group-replication-bootstrap-group=ON",
-        "--loose-group-replication-start-on-boot=OFF",
-    ]
-    .into_iter()
-    .fold(Options::new(Product::MySql), |options, option| {
-        options.with(option)
-    });
-    let server = Server::start(&net.db, &options).unwrap();
+    let server = Server::start(&net.db, &first_of_a_group(33061)).unwrap();
     let agent = Agent::start(ENFORCE).unwrap();
     assert!(listeners(&agent, server.pid(), "group communication").is_empty());
     server.query("START GROUP_REPLICATION").unwrap();
@@ -405,6 +389,62 @@ fn group_communication_of_mysql_is_named_and_not_judged() {
     assert_eq!(agent.outcome("seen").unwrap(), seen);
     assert!(agent.held().unwrap().is_empty());
     is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+}
+
+/// With `group_replication_communication_stack=MYSQL` members log in to each other on the classic port, the first one to
+/// itself. They ask for TLS where it is offered, although `group_replication_ssl_mode` is `DISABLED` unless set.
+#[test]
+fn group_over_the_classic_port_logs_in_with_tls_and_starts() {
+    let net = Net::new().unwrap();
+    let options =
+        first_of_a_group(3306).with("--loose-group-replication-communication-stack=MYSQL");
+    let server = Server::start(&net.db, &options).unwrap();
+    for statement in [
+        "CREATE USER member@'%' IDENTIFIED BY 'of the group'",
+        "GRANT GROUP_REPLICATION_STREAM, REPLICATION SLAVE, CONNECTION_ADMIN, BACKUP_ADMIN ON *.* TO member@'%'",
+        "CHANGE REPLICATION SOURCE TO SOURCE_USER='member', SOURCE_PASSWORD='of the group' \
+         FOR CHANNEL 'group_replication_recovery'",
+    ] {
+        server.query(statement).unwrap();
+    }
+    let agent = Agent::start(ENFORCE).unwrap();
+    let mark = evidence::mark(&server).unwrap();
+    server.query("START GROUP_REPLICATION").unwrap();
+    let own = |record: &Record| record.is_session() && record.source() == Some(net.app.db_v4());
+    let record = agent.await_record("the member's own login", own).unwrap();
+    assert_eq!(
+        (record.transport(), record.action()),
+        ("tls", Some(1)),
+        "{}",
+        record.line
+    );
+    let logins = evidence::connects(&server, mark).unwrap();
+    assert_eq!(logins, ["member@10.77.1.1 on using SSL/TLS"]);
+    wait::until_true("a group of one", PATIENCE, || {
+        let members = "SELECT member_state FROM performance_schema.replication_group_members";
+        Ok(server.query(members)?.trim() == "ONLINE")
+    })
+    .unwrap();
+    assert_eq!(agent.outcome("denied").unwrap(), 0);
+    assert!(agent.held().unwrap().is_empty());
+}
+
+/// A MySQL that can begin a group, whose members meet at this port.
+fn first_of_a_group(port: u16) -> Options {
+    [
+        "--plugin-load-add=group_replication.so",
+        "--log-bin=binlog",
+        "--server-id=1",
+        "--gtid-mode=ON",
+        "--enforce-gtid-consistency=ON",
+        "--report-host=10.77.1.1",
+        "--loose-group-replication-group-name=c5e0a3d2-9f64-4a0e-8d4b-9f5a7e1b2c3d",
+        "--loose-group-replication-bootstrap-group=ON",
+        "--loose-group-replication-start-on-boot=OFF",
+        &format!("--loose-group-replication-local-address=10.77.1.1:{port}"),
+    ]
+    .into_iter()
+    .fold(Options::new(Product::MySql), Options::with)
 }
 
 /// Plaintext is refused as the server itself would, TLS passes, and both are on record.
