@@ -16,8 +16,8 @@ use crate::socket::{self, Process};
 
 /// How often the host's sockmaps are looked for.
 const SOCKMAPS_EVERY: Duration = Duration::from_secs(5);
-/// How long what a process has mapped is taken for known: at first, and at most. Reading it holds up the process's own
-/// memory management for about a millisecond in a thousand mappings.
+/// How long what a process has mapped is taken for known: at first, and at most. Reading it may hold up the process's
+/// own memory management (`mmap_lock`), and a server with many threads has many mappings.
 const MAPPED_FIRST: Duration = Duration::from_secs(1);
 const MAPPED_LAST: Duration = Duration::from_secs(64);
 
@@ -232,10 +232,12 @@ impl Watch {
             known.read = now;
             // A process that has only begun has not loaded everything.
             known.good_for = (known.good_for * 2).clamp(MAPPED_FIRST, MAPPED_LAST);
-            known.libraries = match fs::read_to_string(format!("/proc/{}/maps", server.pid)) {
-                Ok(maps) => Ok(libraries(&maps)),
+            known.libraries = match fs::read(format!("/proc/{}/maps", server.pid)) {
+                Ok(maps) => Ok(libraries(&String::from_utf8_lossy(&maps))),
                 // It has ended.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                    Ok(BTreeSet::new())
+                }
                 Err(error) => Err(error.to_string()),
             };
         }

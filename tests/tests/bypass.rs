@@ -80,8 +80,8 @@ fn client_of_mptcp_gets_no_login_in() {
             let mut raw = mptcp_client(&net.app, to);
             raw.greeting().unwrap();
             raw.send(&first).unwrap();
-            let next = raw.receive_within(Duration::from_secs(2)).unwrap();
-            assert!(matches!(next, Next::Silence | Next::Reset), "{next:?}");
+            let answer = raw.receive_within(Duration::from_secs(2)).unwrap();
+            assert!(matches!(answer, Next::Silence | Next::Reset), "{answer:?}");
         }
         let records = agent
             .await_records("both refusals", 2, Record::is_denied)
