@@ -15,17 +15,20 @@
 //! | [`attack`] | plaintext logins smuggled segment by segment |
 //! | [`audit`] | the agent's records |
 //! | [`evidence`] | what the server itself says about its clients |
+//! | [`bpf`] | what the kernel tells of the gate's programs |
 //! | [`certs`] | certificates of the servers |
 //! | [`place`] | where things are, and directories that vanish with their test |
 //! | [`wait`] | waiting for a condition, with a deadline |
 //!
 //! Only the test's own namespaces, loopback and Unix sockets are ever talked to.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod agent;
 pub mod attack;
 pub mod audit;
+#[expect(unsafe_code, reason = "bpf(2) takes pointers")]
+pub mod bpf;
 pub mod certs;
 pub mod client;
 pub mod evidence;

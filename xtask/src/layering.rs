@@ -105,7 +105,7 @@ const RULES: &[Rule] = &[
             "agent/src/datapath/tables.rs",
             "agent/src/refusal/mod.rs",
             "agent/src/socket.rs",
-            "tests/src/bench/kernel.rs",
+            "tests/src/bpf.rs",
             "tests/tests/bypass/sockmap.rs",
         ],
         tests_may: false,

@@ -4,6 +4,7 @@
 mod cache;
 mod check;
 mod cmd;
+mod instructions;
 mod layering;
 mod run;
 mod setup;

@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::cache::Cache;
 use crate::cmd::Cmd;
+use crate::instructions;
 use crate::run::{TESTS_PROFILE, agent_binary, build_agent, for_tests, test_binary};
 use crate::setup::{self, Extent};
 use crate::vm::{self, Payload};
@@ -21,6 +22,10 @@ pub(crate) struct Args {
     /// Boot this kernel only, for example 6.1; may be given again
     #[arg(long)]
     kernel: Vec<String>,
+
+    /// Write the instruction counts of the VMs to docs/instructions.md instead of comparing them
+    #[arg(long, conflicts_with = "init")]
+    bless: bool,
 
     /// Boot this program as the first process instead of the tests, to look into a VM
     #[arg(long, value_name = "FILE")]
@@ -68,7 +73,10 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
                 init: test_binary("vm-init")?,
                 agent: Some(agent_binary()?),
             };
-            boot_all(cache, args, &payload, &mut report)?;
+            let counts = boot_all(cache, args, &payload, &mut report)?;
+            report.add("instruction counts of the VMs".to_owned(), || {
+                instructions::settle(&counts, args.bless)
+            });
         }
     }
     report.finish()
@@ -122,7 +130,13 @@ fn integration_tests(cache: &Cache) -> Result<()> {
     for_tests(cargo, cache)?.stream_tests()
 }
 
-fn boot_all(cache: &Cache, args: &Args, payload: &Payload, report: &mut Report) -> Result<()> {
+/// Returns what each kernel told of the programs, of those that passed.
+fn boot_all(
+    cache: &Cache,
+    args: &Args,
+    payload: &Payload,
+    report: &mut Report,
+) -> Result<instructions::Table> {
     let kernels = vm::all(cache)?;
     for name in &args.kernel {
         let known = || {
@@ -138,15 +152,19 @@ fn boot_all(cache: &Cache, args: &Args, payload: &Payload, report: &mut Report) 
             known()
         );
     }
+    let mut counts = instructions::Table::default();
     for kernel in kernels
         .iter()
         .filter(|kernel| args.kernel.is_empty() || args.kernel.contains(&kernel.name))
     {
+        let series = vm::series(kernel)?;
         report.add(format!("VM, kernel {}", kernel.version), || {
-            vm::run(cache, kernel, payload)
+            let console = vm::run(cache, kernel, payload)?;
+            counts.add(series, &kernel.version, &console);
+            Ok(())
         });
     }
-    Ok(())
+    Ok(counts)
 }
 
 /// What ran, in order.

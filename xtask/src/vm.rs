@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cache::{self, Cache};
 use crate::cmd;
-pub(crate) use crate::setup::kernels::{Kernel, all};
+pub(crate) use crate::setup::kernels::{Kernel, all, series};
 
 /// A boot with MariaDB takes 20 s under emulation on two cores; a busy host gets room.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -36,8 +36,8 @@ pub(crate) struct Payload {
     pub(crate) agent: Option<PathBuf>,
 }
 
-/// Boots `kernel` and fails unless the payload says that it passed.
-pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<()> {
+/// Boots `kernel` and fails unless the payload says that it passed. Returns what stood on the console.
+pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<String> {
     // The image is shared, and a second VM would only slow the first.
     let _lock = cache::lock(&cache.vm().join("lock"))?;
     let image = cache.vm().join(format!("initramfs-{}", kernel.name));
@@ -49,7 +49,7 @@ pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<(
     fs::write(&log, &text).with_context(|| format!("write {}", log.display()))?;
     fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
     match ending {
-        Ending::Result(result) if result == "pass" => Ok(()),
+        Ending::Result(result) if result == "pass" => Ok(text),
         ending => {
             let last = cmd::last_lines(&text, CONSOLE_LINES);
             bail!(

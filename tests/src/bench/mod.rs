@@ -8,11 +8,9 @@
 //! | [`crowd`] | many sessions open: memory, and refusals beside them |
 //! | [`policy`] | a large policy over a small one |
 //! | [`setting`] | hosts, servers, agent, clients |
-//! | [`kernel`] | `bpf(2)` |
 //! | [`numbers`], [`report`] | medians, and the table |
 
 mod crowd;
-mod kernel;
 mod logins;
 mod numbers;
 mod packets;

@@ -12,9 +12,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use musttls_tests::bpf::{Hook, Link, Program, Runs, Stats};
 use musttls_tests::wait::PATIENCE;
 
-use super::kernel::{Hook, Link, Program, Stats};
 use super::numbers::{Sample, float};
 use super::report::{Line, Verdict};
 use super::setting::{Setting, cgroup_root, open_session};
@@ -126,10 +126,10 @@ impl Trio {
         let [first, gate, last] =
             [0, 1, 2].map(|index: usize| match (after.get(index), before.get(index)) {
                 (Some(after), Some(before)) => after.since(*before),
-                _ => super::kernel::Runs::default(),
+                _ => Runs::default(),
             });
         ensure!(gate.count > 0, "the gate's program did not run");
-        let mean = |runs: super::kernel::Runs| float(runs.ns) / float(runs.count);
+        let mean = |runs: Runs| float(runs.ns) / float(runs.count);
         Ok(Means {
             first: mean(first),
             gate: mean(gate),

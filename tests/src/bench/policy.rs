@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::Result;
+use musttls_tests::bpf::{Hook, Program, Runs, Stats};
 use musttls_tests::wire::REFUSED;
 
-use super::kernel::{Hook, Program, Runs, Stats};
 use super::numbers::{Sample, float};
 use super::report::{Line, Verdict};
 use super::setting::{ENFORCE, Setting, field, timed_logins};

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
+use musttls_tests::bpf::verified_instructions;
 use musttls_tests::place::output;
 use musttls_tests::raw::Raw;
 use musttls_tests::wait;
@@ -163,10 +165,15 @@ fn check_all() -> Result<()> {
             failed.push(format!("{name}: {why}"));
         }
     };
+    let others = verified_instructions()?;
     // Before the agent: that it does not find itself attached is part of what it says.
     check("doctor", doctor());
     match Agent::start("mode = \"enforce\"") {
         Ok(mut agent) => {
+            check(
+                "the kernel tells of the gate's programs",
+                tell_instructions(&others),
+            );
             check("plaintext is refused", plaintext_is_refused());
             check("TLS passes", tls_passes());
             check(
@@ -204,6 +211,20 @@ fn doctor() -> Result<String> {
         output.status
     );
     Ok(String::new())
+}
+
+/// One line for each program that `others` has not, in the form that `xtask/src/instructions.rs` reads.
+fn tell_instructions(others: &BTreeMap<String, Option<u32>>) -> Result<String> {
+    let mut programs = verified_instructions()?;
+    programs.retain(|name, _| !others.contains_key(name));
+    for (name, count) in &programs {
+        match count {
+            Some(count) => println!("VM-INSTRUCTIONS: {name} {count}"),
+            None => println!("VM-INSTRUCTIONS: {name} not told"),
+        }
+    }
+    ensure!(!programs.is_empty(), "it has none");
+    Ok(format!("{} programs", programs.len()))
 }
 
 fn plaintext_is_refused() -> Result<String> {

@@ -152,6 +152,14 @@ fn fetch(cache: &Cache, series: &Series) -> Result<()> {
     cache::commit(&partial, &cache.kernels().join(&name))
 }
 
+/// The series that a kernel of the cache is of.
+pub(crate) fn series(kernel: &Kernel) -> Result<&'static str> {
+    let series = SERIES.iter().find(|series| series.holds(&kernel.name));
+    series
+        .map(|series| series.name)
+        .with_context(|| format!("kernel {} is of no series that is wanted", kernel.name))
+}
+
 impl Series {
     fn holds(&self, version: &str) -> bool {
         version

@@ -1,8 +1,9 @@
-//! The calls of `bpf(2)` that the measurements need: an empty program to compare with, the kernel's own
-//! clock around each program, and the gate's programs by name.
+//! The calls of `bpf(2)` that the tests and the measurements need: the gate's programs by name and what the kernel
+//! tells of them, an empty program to compare with, the kernel's own clock around each program.
 //!
 //! Source of all numbers and offsets: `include/uapi/linux/bpf.h`, Linux 6.12; they are ABI.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -23,12 +24,16 @@ const CGROUP_SKB: u32 = 8;
 const EMPTY: [u8; 16] = [0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 /// More programs than any machine of a benchmark has.
 const PROGRAMS_MAX: usize = 10_000;
-/// `struct bpf_prog_info` up to `run_cnt`.
-const INFO_LEN: usize = 208;
+/// `struct bpf_prog_info` up to `attach_btf_obj_id`. An older kernel fills what it knows.
+const INFO_LEN: usize = 224;
+/// Offset of its `name`, 16 bytes.
+const NAME: usize = 64;
+/// Offset of its `verified_insns`, which Linux 5.16 brought.
+const VERIFIED: usize = 216;
 
 /// Where a `cgroup_skb` program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hook {
+pub enum Hook {
     /// `BPF_CGROUP_INET_INGRESS`.
     Ingress,
     /// `BPF_CGROUP_INET_EGRESS`.
@@ -37,7 +42,7 @@ pub(crate) enum Hook {
 
 impl Hook {
     /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 
     const fn number(self) -> u32 {
         match self {
@@ -47,7 +52,8 @@ impl Hook {
     }
 
     /// The gate's program there.
-    pub(crate) const fn of_gate(self) -> &'static str {
+    #[must_use]
+    pub const fn of_gate(self) -> &'static str {
         match self {
             Self::Ingress => "on_ingress",
             Self::Egress => "on_egress",
@@ -57,16 +63,17 @@ impl Hook {
 
 /// How often a program ran while statistics were on, and how long in all.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Runs {
+pub struct Runs {
     /// Nanoseconds.
-    pub(crate) ns: u64,
+    pub ns: u64,
     /// Packets.
-    pub(crate) count: u64,
+    pub count: u64,
 }
 
 impl Runs {
     /// What came since `before`.
-    pub(crate) const fn since(self, before: Self) -> Self {
+    #[must_use]
+    pub const fn since(self, before: Self) -> Self {
         Self {
             ns: self.ns.saturating_sub(before.ns),
             count: self.count.saturating_sub(before.count),
@@ -76,11 +83,11 @@ impl Runs {
 
 /// A loaded program.
 #[derive(Debug)]
-pub(crate) struct Program(OwnedFd);
+pub struct Program(OwnedFd);
 
 impl Program {
     /// Loads a program that does nothing but pass.
-    pub(crate) fn empty(hook: Hook) -> Result<Self> {
+    pub fn empty(hook: Hook) -> Result<Self> {
         let license = c"GPL";
         let mut attr = Attr::default();
         attr.u32(0, CGROUP_SKB)
@@ -96,34 +103,38 @@ impl Program {
     }
 
     /// The youngest program called `name`.
-    pub(crate) fn find(name: &str) -> Result<Self> {
-        let mut id = 0;
+    pub fn find(name: &str) -> Result<Self> {
         let mut found = None;
-        for _ in 0..PROGRAMS_MAX {
-            let mut attr = Attr::default();
-            attr.u32(0, id);
-            // SAFETY: the attributes hold no pointer.
-            if unsafe { attr.call(PROG_GET_NEXT_ID) }.is_err() {
-                break;
-            }
-            id = attr.read_u32(4);
-            let mut attr = Attr::default();
-            attr.u32(0, id);
-            // SAFETY: the attributes hold no pointer.
-            let Ok(fd) = (unsafe { attr.call_for_fd(PROG_GET_FD_BY_ID) }) else {
-                continue;
-            };
-            let program = Self(fd);
-            if program.info()?.get(64..80).is_some_and(|field| {
-                field.starts_with(name.as_bytes()) && field.get(name.len()) == Some(&0)
-            }) {
+        for program in Self::all() {
+            if program.info()?.name() == name.as_bytes() {
                 found = Some(program);
             }
         }
         found.with_context(|| format!("the kernel has no program {name}"))
     }
 
-    fn info(&self) -> Result<[u8; INFO_LEN]> {
+    /// All that are loaded, the oldest first.
+    fn all() -> impl Iterator<Item = Self> {
+        let mut id = 0;
+        let ids = (0..PROGRAMS_MAX).map_while(move |_| {
+            let mut attr = Attr::default();
+            attr.u32(0, id);
+            // SAFETY: the attributes hold no pointer.
+            unsafe { attr.call(PROG_GET_NEXT_ID) }.ok()?;
+            id = attr.read_u32(4);
+            Some(id)
+        });
+        // One that has gone meanwhile has no descriptor.
+        ids.filter_map(|id| {
+            let mut attr = Attr::default();
+            attr.u32(0, id);
+            // SAFETY: the attributes hold no pointer.
+            let fd = unsafe { attr.call_for_fd(PROG_GET_FD_BY_ID) };
+            fd.map(Self).ok()
+        })
+    }
+
+    fn info(&self) -> Result<Info> {
         let mut info = [0; INFO_LEN];
         let mut attr = Attr::default();
         attr.fd(0, &self.0)
@@ -131,22 +142,25 @@ impl Program {
             .pointer(8, info.as_mut_ptr());
         // SAFETY: the kernel writes at most the length given, which is that of `info`; the lists that
         // the record could point to have length 0.
-        unsafe { attr.call(OBJ_GET_INFO_BY_FD) }.context("ask for a program's statistics")?;
-        Ok(info)
+        unsafe { attr.call(OBJ_GET_INFO_BY_FD) }
+            .context("ask for what the kernel tells of a program")?;
+        // The kernel puts there how much it has filled.
+        let len = usize::try_from(attr.read_u32(4))?;
+        Ok(Info { bytes: info, len })
     }
 
     /// Its statistics.
-    pub(crate) fn runs(&self) -> Result<Runs> {
+    pub fn runs(&self) -> Result<Runs> {
         let info = self.info()?;
         Ok(Runs {
-            ns: read_u64(&info, 192),
-            count: read_u64(&info, 200),
+            ns: info.u64(192),
+            count: info.u64(200),
         })
     }
 
     /// Runs it `repeat` times on `frame` and returns the mean time of a run, which the kernel tells in
     /// whole nanoseconds.
-    pub(crate) fn test_run(&self, frame: &[u8], repeat: u32) -> Result<u32> {
+    pub fn test_run(&self, frame: &[u8], repeat: u32) -> Result<u32> {
         let mut attr = Attr::default();
         attr.fd(0, &self.0)
             .u32(8, u32::try_from(frame.len())?)
@@ -158,7 +172,7 @@ impl Program {
     }
 
     /// Attaches it to `cgroup`, beside what is there, until the link is dropped.
-    pub(crate) fn attach(&self, cgroup: &File, hook: Hook) -> Result<Link> {
+    pub fn attach(&self, cgroup: &File, hook: Hook) -> Result<Link> {
         let mut attr = Attr::default();
         attr.fd(0, &self.0).fd(4, cgroup).u32(8, hook.number());
         // SAFETY: the attributes hold no pointer.
@@ -167,17 +181,56 @@ impl Program {
     }
 }
 
+/// `struct bpf_prog_info`.
+struct Info {
+    bytes: [u8; INFO_LEN],
+    /// How much of it this kernel knows, in bytes.
+    len: usize,
+}
+
+impl Info {
+    fn name(&self) -> &[u8] {
+        let field = self.bytes.get(NAME..NAME + 16).unwrap_or_default();
+        field.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+
+    fn u64(&self, offset: usize) -> u64 {
+        let field = self.bytes.get(offset..).and_then(<[u8]>::first_chunk);
+        field.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    }
+
+    fn verified(&self) -> Option<u32> {
+        let field = self.bytes.get(VERIFIED..).and_then(<[u8]>::first_chunk);
+        let told = self.len >= VERIFIED + size_of::<u32>();
+        field
+            .filter(|_| told)
+            .map(|bytes| u32::from_ne_bytes(*bytes))
+    }
+}
+
+/// Each loaded program, by the 15 bytes of its name that the kernel keeps, and how many instructions the verifier
+/// followed before it took it. Linux before 5.16 does not tell.
+pub fn verified_instructions() -> Result<BTreeMap<String, Option<u32>>> {
+    Program::all()
+        .map(|program| {
+            let info = program.info()?;
+            let name = String::from_utf8_lossy(info.name()).into_owned();
+            Ok((name, info.verified()))
+        })
+        .collect()
+}
+
 /// A program's place at a hook.
 #[derive(Debug)]
-pub(crate) struct Link(#[expect(dead_code, reason = "closing it detaches the program")] OwnedFd);
+pub struct Link(#[expect(dead_code, reason = "closing it detaches the program")] OwnedFd);
 
 /// The kernel takes the time of every program as long as this lives (Linux 5.8).
 #[derive(Debug)]
-pub(crate) struct Stats(#[expect(dead_code, reason = "closing it ends the statistics")] OwnedFd);
+pub struct Stats(#[expect(dead_code, reason = "closing it ends the statistics")] OwnedFd);
 
 impl Stats {
     /// Turns them on.
-    pub(crate) fn enable() -> Result<Self> {
+    pub fn enable() -> Result<Self> {
         // SAFETY: the attributes hold no pointer; type 0 is BPF_STATS_RUN_TIME.
         let fd = unsafe { Attr::default().call_for_fd(ENABLE_STATS) };
         fd.map(Self).context("enable program statistics")
@@ -246,9 +299,4 @@ impl Attr {
         // SAFETY: the kernel has just made the descriptor for this process, and nobody else has it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
-}
-
-fn read_u64(bytes: &[u8], offset: usize) -> u64 {
-    let field = bytes.get(offset..).and_then(<[u8]>::first_chunk);
-    field.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
