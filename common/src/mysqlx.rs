@@ -138,7 +138,8 @@ pub struct ServerFrames {
     position: u32,
     /// The frame's length so far; where the TLS flight begins, once it is found.
     value: u32,
-    /// How many bytes of the header were read; [`ServerFrames::TLS`] once the flight is found.
+    /// How many bytes of the header were read; [`ServerFrames::TLS`] once the flight is found;
+    /// [`ServerFrames::LOST`] behind what is no frame.
     state: u8,
     /// 1 when a frame answered a login.
     login: u8,
@@ -147,6 +148,10 @@ pub struct ServerFrames {
 
 impl ServerFrames {
     const TLS: u8 = 5;
+    const LOST: u8 = 6;
+    /// Lengths of a frame that is followed. Before TLS a server says little, and a length near 2^32 would lead the
+    /// reader backwards.
+    pub const LENGTHS: core::ops::RangeInclusive<u32> = 1..=0x00ff_ffff;
     /// `Mysqlx.Session.AuthenticateContinue` and `AuthenticateOk`.
     const ANSWERS: core::ops::RangeInclusive<u8> = 3..=4;
 
@@ -180,7 +185,7 @@ impl Reader for ServerFrames {
 
     #[inline(always)]
     fn is_done(&self) -> bool {
-        self.state == Self::TLS
+        self.state >= Self::TLS
     }
 
     #[inline(always)]
@@ -200,6 +205,8 @@ impl Reader for ServerFrames {
         if self.state == 3 && begins_handshake(b0, b1, b2) {
             self.state = Self::TLS;
             self.value = self.position.wrapping_sub(3);
+        } else if self.state == 4 && !Self::LENGTHS.contains(&self.value) {
+            self.state = Self::LOST;
         }
     }
 }

@@ -54,7 +54,14 @@ const MODULES: &[&str] = &[
     "sch_netem",
     "vsock",
     "smc",
+    // The host's files in the VM (`virtiofs`), and what is written over them in memory.
+    "virtio_pci",
+    "virtiofs",
+    "overlay",
 ];
+
+/// In the directory of a kernel: the modules that were picked.
+const PICKED: &str = "picked";
 
 /// A kernel of the cache.
 pub(crate) struct Kernel {
@@ -69,9 +76,20 @@ pub(crate) struct Kernel {
 
 pub(crate) fn is_there(cache: &Cache) -> Result<bool> {
     let kernels = all(cache)?;
-    Ok(SERIES
+    let has = |series: &Series| {
+        let mut kernels = kernels.iter();
+        kernels.any(|kernel| series.holds(&kernel.name) && is_complete(cache, kernel))
+    };
+    Ok(SERIES.iter().all(has))
+}
+
+/// Whether it has all [`MODULES`]: another version of this program may have wanted fewer.
+fn is_complete(cache: &Cache, kernel: &Kernel) -> bool {
+    let picked = cache.kernels().join(&kernel.name).join(PICKED);
+    let picked = fs::read_to_string(picked).unwrap_or_default();
+    MODULES
         .iter()
-        .all(|series| kernels.iter().any(|kernel| series.holds(&kernel.name))))
+        .all(|name| picked.split_whitespace().any(|word| word == *name))
 }
 
 /// The kernels of the cache, the oldest first.
@@ -104,13 +122,18 @@ pub(crate) fn all(cache: &Cache) -> Result<Vec<Kernel>> {
 
 pub(crate) fn install(cache: &Cache) -> Result<()> {
     let have = all(cache)?;
-    for series in SERIES
-        .iter()
-        .filter(|series| !have.iter().any(|kernel| series.holds(&kernel.name)))
-    {
+    for series in SERIES.iter().filter(|series| {
+        !have
+            .iter()
+            .any(|kernel| series.holds(&kernel.name) && is_complete(cache, kernel))
+    }) {
         let suites = series.suites.join(" and ");
         println!("setup:   kernel {} from {suites}", series.name);
         fetch(cache, series).with_context(|| format!("kernel {} from {suites}", series.name))?;
+        let stale = |kernel: &&Kernel| series.holds(&kernel.name) && !is_complete(cache, kernel);
+        for kernel in have.iter().filter(stale) {
+            cache::remove(&cache.kernels().join(&kernel.name))?;
+        }
     }
     Ok(())
 }
@@ -148,6 +171,7 @@ fn fetch(cache: &Cache, series: &Series) -> Result<()> {
     pick_modules(&package, &version, &partial.join("modules"))?;
     cache::remove(&package)?;
     cache::write(&partial.join("version"), &version)?;
+    cache::write(&partial.join(PICKED), &MODULES.join("\n"))?;
     println!("setup:   kernel {name} is {version}");
     cache::commit(&partial, &cache.kernels().join(&name))
 }
