@@ -80,8 +80,8 @@ const X_HELLO_LEN: u32 = 9;
 /// scramble 8, filler 1.
 const AFTER_VERSION: u32 = 13;
 
-/// Upper bound of [`Reader::take`] calls for one greeting: header and protocol version 5, server
-/// version up to 89 bytes (`SERVER_VERSION_LENGTH` is 60), two capability bytes.
+/// Steps that read one greeting: header and protocol version 5, server version up to 87 bytes (`SERVER_VERSION_LENGTH`
+/// is 60) and its NUL, two capability bytes, and one to see that it is done.
 pub const GREETING_STEPS: u32 = 96;
 
 /// What the server's first packet is.
