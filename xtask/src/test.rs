@@ -11,6 +11,7 @@ use crate::cmd::Cmd;
 use crate::instructions;
 use crate::run::{TESTS_PROFILE, agent_binary, build_agent, for_tests, test_binary};
 use crate::setup::{self, Extent};
+use crate::vm::host::HostTests;
 use crate::vm::{self, Payload};
 
 #[derive(Parser)]
@@ -18,6 +19,10 @@ pub(crate) struct Args {
     /// Run this part only
     #[arg(long, value_enum)]
     only: Option<Part>,
+
+    /// Run the tests of the host in the VMs, and 100,000 random attacks and TLS logins on this kernel: takes hours
+    #[arg(long, conflicts_with = "init")]
+    full: bool,
 
     /// Boot this kernel only, for example 6.1; may be given again
     #[arg(long)]
@@ -49,6 +54,7 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
         let payload = Payload {
             init: init.clone(),
             agent: agent.exists().then_some(agent),
+            tests: None,
         };
         let mut report = Report::default();
         boot_all(cache, args, &payload, &mut report)?;
@@ -65,14 +71,18 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
         let built = report.add("release build".to_owned(), build);
         if built && wanted(Part::Host) {
             report.add(format!("integration tests, kernel {host_kernel}"), || {
-                integration_tests(cache)
+                integration_tests(cache, args.full)
             });
         }
         if built && wanted(Part::Vm) {
             let payload = Payload {
                 init: test_binary("vm-init")?,
                 agent: Some(agent_binary()?),
+                tests: Some(HostTests::build(cache, args.full)?),
             };
+            if let Some(tests) = &payload.tests {
+                tests.print();
+            }
             let counts = boot_all(cache, args, &payload, &mut report)?;
             report.add("instruction counts of the VMs".to_owned(), || {
                 instructions::settle(&counts, args.bless)
@@ -117,7 +127,7 @@ fn build() -> Result<()> {
         .stream()
 }
 
-fn integration_tests(cache: &Cache) -> Result<()> {
+fn integration_tests(cache: &Cache, full: bool) -> Result<()> {
     let cargo = Cmd::cargo()?.args([
         "test",
         "--profile",
@@ -127,7 +137,13 @@ fn integration_tests(cache: &Cache) -> Result<()> {
         "--",
         "--test-threads=1",
     ]);
-    for_tests(cargo, cache)?.stream_tests()
+    let mut cargo = for_tests(cargo, cache)?;
+    if full {
+        for count in ["MUSTTLS_EVASION_SESSIONS", "MUSTTLS_TLS_LOGINS"] {
+            cargo = cargo.env(count, "100000");
+        }
+    }
+    cargo.stream_tests()
 }
 
 /// Returns what each kernel told of the programs, of those that passed.

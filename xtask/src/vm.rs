@@ -1,6 +1,7 @@
 //! Boots a kernel of the cache in QEMU, with a program as its first process, and reads its verdict.
 
 mod archive;
+pub(crate) mod host;
 pub(crate) mod userland;
 
 use std::fs::{self, File};
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cache::{self, Cache};
 use crate::cmd;
 pub(crate) use crate::setup::kernels::{Kernel, all, series};
+use crate::vm::host::{Files, HostTests};
 
 /// A boot with MariaDB takes 20 s under emulation on two cores; a busy host gets room.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -34,6 +36,8 @@ pub(crate) struct Payload {
     pub(crate) init: PathBuf,
     /// Becomes `/usr/sbin/musttls`.
     pub(crate) agent: Option<PathBuf>,
+    /// What runs with the host's files, behind the checks of `init`.
+    pub(crate) tests: Option<HostTests>,
 }
 
 /// Boots `kernel` and fails unless the payload says that it passed. Returns what stood on the console.
@@ -43,9 +47,17 @@ pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<S
     let image = cache.vm().join(format!("initramfs-{}", kernel.name));
     archive::write_image(cache, kernel, payload, &image)?;
     println!("vm {}: booting {}", kernel.name, kernel.version);
-    let console = Console::boot(kernel, &image)?;
+    let files = match payload.tests {
+        Some(_) => Some(Files::share(cache)?),
+        None => None,
+    };
+    let console = Console::boot(kernel, &image, files.as_ref())?;
+    let patience = payload
+        .tests
+        .as_ref()
+        .map_or(Duration::ZERO, |tests| tests.patience);
     let log = cache.vm().join(format!("console-{}.log", kernel.name));
-    let (text, ending) = console.watch(&kernel.name);
+    let (text, ending) = console.watch(&kernel.name, DEADLINE + patience);
     fs::write(&log, &text).with_context(|| format!("write {}", log.display()))?;
     fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
     match ending {
@@ -64,7 +76,7 @@ pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<S
 enum Ending {
     Result(String),
     Panic(String),
-    Deadline,
+    Deadline(Duration),
     /// QEMU ended by itself: a power-off or reset without a verdict, or an error of QEMU.
     Silent,
 }
@@ -74,7 +86,7 @@ impl std::fmt::Display for Ending {
         match self {
             Self::Result(result) => write!(f, "the tests said `{result}`"),
             Self::Panic(line) => write!(f, "the kernel panicked (`{line}`)"),
-            Self::Deadline => write!(f, "no result after {} s", DEADLINE.as_secs()),
+            Self::Deadline(after) => write!(f, "no result after {} s", after.as_secs()),
             Self::Silent => f.write_str("the machine went off without a result"),
         }
     }
@@ -86,7 +98,7 @@ struct Console {
 }
 
 impl Console {
-    fn boot(kernel: &Kernel, image: &Path) -> Result<Self> {
+    fn boot(kernel: &Kernel, image: &Path, files: Option<&Files>) -> Result<Self> {
         // QEMU does not outlive this program, however that ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -101,9 +113,11 @@ impl Console {
             "max,la57=off",
             "-smp",
             "2",
-            "-m",
-            "2048M",
         ]);
+        // With the host's files, what is written to them is in memory, too.
+        let memory = if files.is_some() { "3072M" } else { "2048M" };
+        command.args(["-m", memory]);
+        command.args(files.map_or_else(Vec::new, |files| files.options(memory)));
         command.args([
             "-nodefaults",
             "-display",
@@ -134,8 +148,8 @@ impl Console {
     }
 
     /// Prints the console as it comes, until the verdict, a panic, the end or the deadline.
-    fn watch(self, name: &str) -> (String, Ending) {
-        let mut deadline = Instant::now() + DEADLINE;
+    fn watch(self, name: &str, patience: Duration) -> (String, Ending) {
+        let mut deadline = Instant::now() + patience;
         let mut text = String::new();
         let mut result = None;
         let mut panic = None;
@@ -163,7 +177,7 @@ impl Console {
         let ending = match (panic, result, end) {
             (Some(line), _, _) => Ending::Panic(line),
             (None, Some(result), _) => Ending::Result(result),
-            (None, None, RecvTimeoutError::Timeout) => Ending::Deadline,
+            (None, None, RecvTimeoutError::Timeout) => Ending::Deadline(patience),
             (None, None, RecvTimeoutError::Disconnected) => Ending::Silent,
         };
         (text, ending)

@@ -262,9 +262,10 @@ fn name(server: &Server) -> Result<String> {
     let version = server.query("SELECT VERSION()")?;
     let mut numbers = version.trim().split('.');
     let (major, minor) = (numbers.next(), numbers.next());
-    let product = match server.product() {
-        Product::MariaDb => "mariadb",
-        Product::MySql => "mysql",
+    let product = if server.product() == Product::MySql {
+        "mysql"
+    } else {
+        "mariadb"
     };
     let major = major.context("a version without numbers")?;
     Ok(format!("{product}-{major}.{}", minor.unwrap_or_default()))

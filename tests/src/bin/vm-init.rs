@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "../vm/host.rs"]
+mod host;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -80,7 +83,8 @@ fn run() -> Result<()> {
     }
     server.kill().context("end the server")?;
     server.wait().context("wait for the server")?;
-    result
+    result?;
+    host::run().context("the tests of the host")
 }
 
 /// What an init system does before it starts services.

@@ -29,6 +29,9 @@ pub(crate) fn write_image(
         place(agent, &tree.join("usr/sbin/musttls"))?;
         copy_libraries(agent, &tree)?;
     }
+    if let Some(tests) = &payload.tests {
+        cache::write(&tree.join("tests"), &tests.list())?;
+    }
     let modules = tree.join("usr/lib");
     cache::create(&modules)?;
     Cmd::new("cp")
