@@ -419,6 +419,7 @@ mod tests {
         Endpoints {
             client: "192.0.2.7:50000".parse().unwrap(),
             server: "192.0.2.1:3306".parse().unwrap(),
+            proxied: None,
         }
     }
 

@@ -9,6 +9,7 @@
 //! addresses that stand for them (RFC 4291 section 2.5.5.2).
 
 use std::collections::{BTreeMap, HashMap};
+use std::iter;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -35,6 +36,8 @@ pub struct Tables {
     /// prefixes that contain it. Sorted by address, then length; at most one entry more than
     /// [`crate::config::MAX_NETWORKS`].
     pub networks: Vec<(u32, [u8; 16], RuleSet)>,
+    /// The same for proxies whose PROXY protocol headers are believed: a set that is not empty trusts.
+    pub trusted: Vec<(u32, [u8; 16], RuleSet)>,
     /// The exceptions that name a user and those for any user, sorted by name.
     pub users: Vec<(UserKey, RuleSet)>,
     /// When each exception ends, in the order of the configuration.
@@ -76,7 +79,8 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
     Tables {
         root,
         servers,
-        networks: networks(live()),
+        networks: networks(live().map(|(rule, exception)| (rule, &exception.source[..]))),
+        trusted: networks(iter::once((0, &config.trusted_proxies[..]))),
         users,
         times,
     }
@@ -99,7 +103,7 @@ impl Tables {
             .servers
             .get(usize::from(server))
             .or(self.servers.first())?;
-        let source = self.longest_match(client)?;
+        let source = longest_match(&self.networks, client)?;
         let user = user
             .and_then(UserKey::new)
             .and_then(|key| {
@@ -117,17 +121,22 @@ impl Tables {
         })
     }
 
-    fn longest_match(&self, client: [u8; 16]) -> Option<&RuleSet> {
-        let client = u128::from_be_bytes(client);
-        (0..=128).rev().find_map(|bits| {
-            let key = (truncate(client, bits).to_be_bytes(), bits);
-            let at = self
-                .networks
-                .binary_search_by_key(&key, |(bits, addr, _)| (*addr, *bits))
-                .ok()?;
-            self.networks.get(at).map(|(_, _, set)| set)
-        })
+    /// Whether PROXY protocol headers of `peer` are believed: whom they name, exceptions are held against.
+    #[must_use]
+    pub fn trusts(&self, peer: [u8; 16]) -> bool {
+        longest_match(&self.trusted, peer).is_some_and(|set| *set != RuleSet::EMPTY)
     }
+}
+
+fn longest_match(networks: &[(u32, [u8; 16], RuleSet)], client: [u8; 16]) -> Option<&RuleSet> {
+    let client = u128::from_be_bytes(client);
+    (0..=128).rev().find_map(|bits| {
+        let key = (truncate(client, bits).to_be_bytes(), bits);
+        let at = networks
+            .binary_search_by_key(&key, |(bits, addr, _)| (*addr, *bits))
+            .ok()?;
+        networks.get(at).map(|(_, _, set)| set)
+    })
 }
 
 fn set_of<'c>(exceptions: impl Iterator<Item = (usize, &'c Exception)>) -> RuleSet {
@@ -181,11 +190,11 @@ fn users<'c>(
 /// Sorted by address and length, a prefix comes behind all that contain it, and those still open form
 /// a stack; so each prefix is joined once with the one on top, which holds the union already.
 fn networks<'c>(
-    live: impl Iterator<Item = (usize, &'c Exception)>,
+    rules: impl Iterator<Item = (usize, &'c [IpNet])>,
 ) -> Vec<(u32, [u8; 16], RuleSet)> {
     let mut sets: BTreeMap<(u128, u32), RuleSet> = BTreeMap::new();
-    for (rule, exception) in live {
-        for network in &exception.source {
+    for (rule, source) in rules {
+        for network in source {
             sets.entry(prefix(*network))
                 .or_insert(RuleSet::EMPTY)
                 .insert(rule);
@@ -431,6 +440,19 @@ mod tests {
         assert_eq!(rule("2001:db8::1"), Some(0));
         assert_eq!(rule("10.0.0.1"), Some(1));
         assert_eq!(rule("192.0.2.1"), None);
+    }
+
+    #[test]
+    fn trusted_proxies_have_a_table_of_their_own() {
+        let config = Config {
+            trusted_proxies: vec!["192.0.2.0/24".parse().unwrap(), "::/0".parse().unwrap()],
+            ..config(vec![exception(&["10.0.0.0/8"])])
+        };
+        let tables = compile(&config, 1, now(), BOOTTIME);
+        let trusts = |peer: &str| tables.trusts(mapped(peer.parse().unwrap()));
+        assert!(trusts("192.0.2.255") && trusts("2001:db8::1"));
+        assert!(!trusts("192.0.3.0") && !trusts("10.0.0.1"));
+        assert_eq!(tables.networks.len(), 1);
     }
 
     #[test]

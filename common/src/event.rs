@@ -4,6 +4,7 @@
 //! The auth response of a login is never copied out of the packet.
 
 use crate::mysql::USER_MAX;
+use crate::proxy::Proxied;
 use crate::session::Endpoints;
 
 /// What happened. Numbers are append-only.
@@ -85,13 +86,13 @@ pub struct Event {
     pub flags_high: u8,
     /// A [`crate::session::ListenerClass`].
     pub class: u8,
-    /// X Protocol: offset in the client's stream behind its last whole frame.
+    /// Offset in the client's stream behind its PROXY protocol headers; in X Protocol, behind its last whole frame.
     pub client_end: u16,
-    #[doc(hidden)]
-    pub _pad: [u8; 4],
+    /// What the first of these headers says of the client.
+    pub proxied: Proxied,
 }
 
-const _: () = assert!(size_of::<Event>() == 96 && align_of::<Event>() == 8);
+const _: () = assert!(size_of::<Event>() == 112 && align_of::<Event>() == 8);
 
 /// Longest part of a login behind the auth response that is copied (schema, plugin, attributes), in
 /// bytes. Drivers send 100 to 400; what is longer is cut, which the record says.

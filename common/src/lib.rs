@@ -9,6 +9,7 @@
 //! | [`stream`] | a reader that takes a byte stream in any cut | - | gate, agent |
 //! | [`mysql`] | the connection phase: server greeting, client login, ERR packet | - | gate, agent |
 //! | [`mysqlx`] | X Protocol before TLS: frames of both sides | - | gate, agent |
+//! | [`proxy`] | PROXY protocol headers before the login: where each ends, whom it names | - | gate |
 //! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |
 //! | [`judge`] | what one client segment proves | - | gate |
 //! | [`verdict`] | verdict, reason, mode, action | gate | agent |
@@ -34,6 +35,7 @@ pub mod judge;
 pub mod mysql;
 pub mod mysqlx;
 pub mod policy;
+pub mod proxy;
 pub mod session;
 pub mod stream;
 pub mod tls;

@@ -82,7 +82,7 @@ pub const SLOT_BITS: u32 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct SlotAddress {
-    /// The slot; eight bytes, so that values behind the key are aligned.
+    /// The slot, and which table; eight bytes, so that values behind the key are aligned.
     pub slot: [u8; 8],
     /// IPv6 address, or IPv4-mapped.
     pub address: [u8; 16],
@@ -95,6 +95,16 @@ impl SlotAddress {
     pub const fn new(slot: u32, address: [u8; 16]) -> Self {
         Self {
             slot: [slot as u8, 0, 0, 0, 0, 0, 0, 0],
+            address,
+        }
+    }
+
+    /// The key of `address` in the table of trusted proxies of `slot`: a set that is not empty trusts it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn trusted(slot: u32, address: [u8; 16]) -> Self {
+        Self {
+            slot: [slot as u8, 1, 0, 0, 0, 0, 0, 0],
             address,
         }
     }

@@ -7,6 +7,7 @@
 
 use crate::mysql::GreetingReader;
 use crate::mysqlx::{ClientFrames, ServerFrames};
+use crate::proxy::Headers;
 use crate::tls::ServerHelloReader;
 
 /// What is known of the listener.
@@ -164,11 +165,13 @@ pub struct SocketRecord {
     pub client_frames: ClientFrames,
     /// X Protocol: the server's frames before TLS, read on egress.
     pub server_frames: ServerFrames,
-    /// Offset in the client's stream behind the user name that an exception allowed.
+    /// PROXY protocol headers before the login, read on ingress.
+    pub headers: Headers,
+    /// Offset behind the headers in the client's stream, behind the user name that an exception allowed.
     pub login_head_end: u32,
     /// Version of the policy that judged.
     pub policy_version: u32,
-    /// X Protocol: how many CPUs judge a segment of the client at this moment.
+    /// How many CPUs judge a frame of X Protocol or a PROXY protocol header of the client at this moment.
     pub judging: u32,
     /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
     pub rule: u16,
@@ -207,7 +210,7 @@ pub struct SocketRecord {
     pub _pad: [u8; 3],
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 152 && align_of::<SocketRecord>() == 8);
+const _: () = assert!(size_of::<SocketRecord>() == 184 && align_of::<SocketRecord>() == 8);
 
 impl SocketRecord {
     /// Where the session stands. A denial is for good, whatever another CPU has written to `phase`.

@@ -80,8 +80,8 @@ pub enum Reason {
     Unjudgeable = 4,
     /// The client's bytes passed before the server turned out to speak the `MySQL` protocol.
     LoginBeforeGreeting = 5,
-    /// The client's first packet has another sequence id than 1: no login of the classic protocol, but a
-    /// PROXY protocol header, for example, behind which one could hide.
+    /// The client's first packet has another sequence id than 1: no login of the classic protocol, and no PROXY
+    /// protocol header on whose end all servers agree; or two copies of a header contradict each other.
     NotALogin = 6,
     /// X Protocol: another message than `CapabilitiesGet`, `CapabilitiesSet` and `Close` came before TLS, as
     /// a login is (`AuthenticateStart`).
@@ -145,7 +145,7 @@ pub enum Hold {
     UserUnreadable = 6,
     /// The socket belongs to a protected listener but has no session record.
     NoRecord = 7,
-    /// Another CPU is judging a segment of the session (X Protocol).
+    /// Another CPU is judging a segment of the session (X Protocol, PROXY protocol headers).
     Concurrent = 8,
 }
 

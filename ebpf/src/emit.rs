@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_output, bpf_ringbuf_query};
 use musttls_common::counter::{self, Global, Outcome};
 use musttls_common::event::{Event, Kind, LOGIN_HEAD_LEN, Login, TAIL_MAX};
-use musttls_common::session::{Endpoints, SocketRecord};
+use musttls_common::session::{Endpoints, ListenerClass, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode};
 
 use crate::maps::{COUNTERS, DENIALS, HELD, LISTENS, SESSIONS, Scratch};
@@ -63,8 +63,12 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
     event.mariadb = u8::from(record.greeting.is_mariadb());
     event.flags_high = record.flags_high;
     event.class = record.class;
-    event.client_end = record.client_frames.end();
-    event._pad = [0; 4];
+    event.client_end = if record.class == ListenerClass::X as u8 {
+        record.client_frames.end()
+    } else {
+        record.headers.end()
+    };
+    event.proxied = record.headers.proxied;
 }
 
 /// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself ten times a

@@ -1,23 +1,25 @@
 //! Client to server: every segment of an undecided session is judged.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::BPF_TCP_LISTEN;
 use aya_ebpf::programs::SkBuffContext;
 use musttls_common::counter::Outcome;
 use musttls_common::event::{Kind, Login, TAIL_MAX};
 use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge};
 use musttls_common::mysql::{
-    AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, HEADER_LEN,
-    SEQUENCE_ID_OFFSET, USER_MAX, USER_OFFSET_41, USER_OFFSET_320, auth_response,
+    AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, HEADER_LEN, USER_MAX,
+    USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
-use musttls_common::mysqlx::FIRST_RECORD_MAX;
 use musttls_common::policy::{NO_RULE, UserKey};
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
-use musttls_common::tls::begins_handshake;
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
-use crate::maps::{INGRESS, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch};
-use crate::packet::{self, Tcp, Unreadable};
+use crate::maps::{
+    INGRESS, INGRESS_HEAD, INGRESS_LOGIN, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch,
+};
+use crate::packet::{self, Unreadable};
 use crate::policy::{self, Policy};
 use crate::{emit, go_on, session, sock};
 
@@ -129,7 +131,8 @@ pub(crate) fn held(hold: Hold, mode: Mode) -> Action {
     Verdict::Hold(hold).action(mode)
 }
 
-/// Holds a segment of a session; one that goes on like that is denied in the end.
+/// Holds a segment of a session, with its place behind the headers; one that goes on like that is denied in the
+/// end.
 #[inline(always)]
 pub(crate) fn hold(
     record: &mut SocketRecord,
@@ -139,7 +142,11 @@ pub(crate) fn hold(
 ) -> Action {
     let mode = policy.map_or(Mode::Enforce, Policy::mode);
     let action = held(hold, mode);
-    if action == Action::Drop && segment.counts_as_hold() {
+    let whole = Segment {
+        start: segment.start.wrapping_add(i32::from(record.headers.end())),
+        ..segment
+    };
+    if action == Action::Drop && whole.counts_as_hold() {
         record.holds += 1;
         if record.holds > MAX_HOLDS {
             session::deny(record, Reason::Unjudgeable, policy);
@@ -159,32 +166,101 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
         urgent: tcp.is_urgent(),
     };
     // A segment without payload, or before the stream, sets the urgent pointer too.
-    let is_empty = tcp.payload_len == 0 || segment.end() <= 0;
+    let is_empty = segment.len == 0 || segment.end() <= 0;
     if is_empty && !segment.urgent {
         return Action::Pass;
     }
-    match session::resolve(record) {
-        ListenerClass::Other => {
-            // Named since the session was opened.
-            record.phase = Phase::Foreign as u8;
-            return Action::Pass;
-        }
-        ListenerClass::Pending if !segment.urgent => {
-            return pending(ctx, record, &tcp, segment);
-        }
-        ListenerClass::Pending | ListenerClass::Classic | ListenerClass::X => {}
+    let class = session::resolve(record);
+    if class == ListenerClass::Other {
+        // Named since the session was opened.
+        record.phase = Phase::Foreign as u8;
+        return Action::Pass;
     }
-    if record.unjudged != 0 && record.class != ListenerClass::Pending as u8 {
+    if record.unjudged != 0 && class != ListenerClass::Pending {
         return session::spoke_too_early(record);
     }
     if record.multipath != 0 && !is_empty {
+        // Of MPTCP, the first bytes tell nothing.
+        if class == ListenerClass::Pending {
+            return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
+        }
         let policy = Policy::of(record.endpoints.server);
         return session::deny(record, Reason::Multipath, policy.as_ref());
     }
-    if record.class == ListenerClass::X as u8 {
+    if class == ListenerClass::X {
         return go_on(ctx, record, &INGRESS, INGRESS_X);
     }
-    if !is_empty {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return held(Hold::NoRecord, policy::mode(record.endpoints.server));
+    };
+    // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
+    scratch.segment = segment;
+    scratch.payload = tcp.payload;
+    scratch.header_index = 0;
+    scratch.header_at = 0;
+    let is_login = record
+        .headers
+        .login()
+        .is_some_and(|at| segment.start >= i32::from(at));
+    if segment.urgent || is_login && class != ListenerClass::Pending {
+        go_on(ctx, record, &INGRESS, INGRESS_LOGIN)
+    } else {
+        go_on(ctx, record, &INGRESS, INGRESS_HEAD)
+    }
+}
+
+/// What `on_ingress` hands on to the programs that it calls: the session and, in `scratch`, its segment.
+#[inline(always)]
+pub(crate) fn handed_on<'a>(
+    ctx: &SkBuffContext,
+) -> Option<(&'a mut SocketRecord, &'a mut Scratch)> {
+    let record = sock(ctx).and_then(|sk| SOCKETS.get(sk.cast()))?;
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+    Some((record, unsafe { &mut *scratch }))
+}
+
+/// Runs `judge` if no other CPU does for the same session.
+#[inline(always)]
+pub(crate) fn alone<T>(
+    record: &mut SocketRecord,
+    judge: impl FnOnce(&mut SocketRecord) -> T,
+) -> Option<T> {
+    let counter = &raw mut record.judging;
+    add(counter, 1);
+    // SAFETY: a valid place in the record; another CPU may change it meanwhile.
+    let is_alone = unsafe { counter.read_volatile() } == 1;
+    let judged = is_alone.then(|| judge(record));
+    add(counter, -1);
+    judged
+}
+
+/// Holds a segment while another CPU judges one of its session.
+#[inline(always)]
+pub(crate) fn concurrent(record: &SocketRecord) -> Action {
+    held(Hold::Concurrent, policy::mode(record.endpoints.server))
+}
+
+/// Adds to a counter that other CPUs change, too.
+#[inline(always)]
+fn add(counter: *mut u32, change: i32) {
+    // BPF_XADD (all kernels); Rust's atomics are not available on the BPF target.
+    // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
+    unsafe {
+        asm!("lock *(u32 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) i64::from(change));
+    }
+}
+
+/// A segment with bytes of the login, all of whose headers have been judged; or one with the URG flag.
+#[inline(always)]
+pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
+    let Some((record, scratch)) = handed_on(ctx) else {
+        return Action::Drop;
+    };
+    let payload = scratch.payload;
+    let segment = record.headers.behind(scratch.segment);
+    if segment.len != 0 && segment.end() > 0 {
         record.client_spoke = 1;
     }
     let login_follows = i64::from(segment.start) >= i64::from(record.login_head_end);
@@ -193,11 +269,13 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     }
     let claimed = record.phase == Phase::Claimed as u8;
     let judgement = judge(segment, record.greeting.greeting(), claimed, |index| {
-        packet::byte(ctx, tcp.payload + index)
+        packet::byte(ctx, payload + index)
     });
     let reason = match judgement {
         Judgement::Neutral | Judgement::Claim => None,
-        Judgement::Plaintext(reason) => return plaintext(ctx, record, &tcp, segment, reason),
+        Judgement::Plaintext(reason) => {
+            return plaintext(ctx, record, scratch, segment, reason);
+        }
         Judgement::SplitClaim => Some(Hold::Split),
         Judgement::Hold(reason) => Some(reason),
     };
@@ -207,7 +285,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
             return Action::Drop;
         }
     }
-    note_header(ctx, record, &tcp, segment);
+    note_header(ctx, record, payload, segment);
     let claims = matches!(judgement, Judgement::Claim | Judgement::SplitClaim);
     if claims && record.phase == Phase::Plain as u8 {
         record.phase = Phase::Claimed as u8;
@@ -215,76 +293,16 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     Action::Pass
 }
 
-/// What a client's first bytes look like, on a listener that nobody has named.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum First {
-    /// A login of either protocol, or what may become one.
-    Login,
-    /// A TLS record.
-    Tls,
-    /// Something else.
-    Other,
-}
-
-/// Looks at the first bytes of the client's stream. The sequence id of the first packet of a login is 1. A TLS
-/// `ClientHello` can have a 1 there too, as the high byte of its length; it is told by its first six bytes (RFC
-/// 8446 sections 5.1 and 4), the last of which would be capability flags without `CLIENT_PROTOCOL_41` in a login.
-/// In X Protocol a login is a frame below 64 MiB of type 4, `AuthenticateStart`, maybe behind one of type 1 to 3.
-///
-/// All this is told from one segment, and a part of it could be that of any login: the server might take the rest
-/// from another copy.
-#[inline(always)]
-fn first(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment) -> First {
-    const CLIENT_HELLO: u8 = 1;
-    if segment.start > FLAGS_HIGH_OFFSET as i32 {
-        return First::Other;
-    }
-    if segment.start != 0 || !segment.covers(SEQUENCE_ID_OFFSET) {
-        return First::Login;
-    }
-    let at = |offset: u32| packet::byte(ctx, tcp.payload + offset);
-    let sequence_id = at(SEQUENCE_ID_OFFSET);
-    let tls = matches!((at(0), at(1), at(2)), (Some(a), Some(b), Some(c)) if begins_handshake(a, b, c))
-        && at(5) == Some(CLIENT_HELLO);
-    let x = matches!(sequence_id, Some(0..=4)) && matches!(at(4), Some(1..=4));
-    if tls {
-        First::Tls
-    } else if x || sequence_id == Some(1) {
-        First::Login
-    } else {
-        First::Other
-    }
-}
-
-/// A session of a listener that nobody has named: it is held only if it looks like a login that comes
-/// before the greeting. Once the server greets, its class is known. What begins as a TLS record does, and is
-/// longer than a first one can be, may be a long packet with a login in it.
-#[inline(always)]
-fn pending(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Segment) -> Action {
-    let first = first(ctx, tcp, segment);
-    if first == First::Tls {
-        record.tls_first = 1;
-    }
-    let too_long = record.tls_first != 0 && segment.end() > i64::from(FIRST_RECORD_MAX);
-    // Of MPTCP, the first bytes tell nothing.
-    if first == First::Login || too_long || record.multipath != 0 {
-        return held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
-    }
-    record.client_spoke = 1;
-    record.unjudged = 1;
-    Action::Pass
-}
-
 /// Keeps the packet header of the login: the soft landing needs to know what the server has read.
 #[inline(always)]
-fn note_header(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Segment) {
+fn note_header(ctx: &SkBuffContext, record: &mut SocketRecord, payload: u32, segment: Segment) {
     if segment.start >= HEADER_LEN as i32 {
         return;
     }
     let mut offset = 0;
     while offset < HEADER_LEN {
         if segment.covers(offset) {
-            let byte = packet::byte(ctx, tcp.payload + segment.payload_index(offset));
+            let byte = packet::byte(ctx, payload + segment.payload_index(offset));
             if let (Some(byte), Some(place)) = (byte, record.login_header.get_mut(offset as usize))
             {
                 *place = byte;
@@ -310,30 +328,23 @@ enum User {
 fn plaintext(
     ctx: &SkBuffContext,
     record: &mut SocketRecord,
-    tcp: &Tcp,
+    scratch: &mut Scratch,
     segment: Segment,
     reason: Reason,
 ) -> Action {
-    note_header(ctx, record, tcp, segment);
+    let payload = scratch.payload;
+    note_header(ctx, record, payload, segment);
     if segment.covers(FLAGS_HIGH_OFFSET) {
         let index = segment.payload_index(FLAGS_HIGH_OFFSET);
-        record.flags_high = packet::byte(ctx, tcp.payload + index).unwrap_or(0);
+        record.flags_high = packet::byte(ctx, payload + index).unwrap_or(0);
     }
     let policy = Policy::of(record.endpoints.server);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return held(
-            Hold::NoRecord,
-            policy.as_ref().map_or(Mode::Enforce, Policy::mode),
-        );
-    };
-    // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
-    let scratch = unsafe { &mut *scratch };
     let user = if reason == Reason::NotALogin {
         // What stands where a login has its user is none.
         clear(&mut scratch.login);
         User::TooLong
     } else {
-        read_login(ctx, tcp, segment, scratch)
+        read_login(ctx, segment, scratch)
     };
 
     if let Some(policy) = &policy {
@@ -345,7 +356,7 @@ fn plaintext(
         } else {
             None
         };
-        if let Some(rule) = policy.exception(&record.endpoints, named, &mut scratch.walk) {
+        if let Some(rule) = policy.exception(record, named, &mut scratch.walk) {
             return excepted(record, scratch, policy, rule);
         }
         if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {
@@ -395,7 +406,7 @@ fn excepted(
     Action::Pass
 }
 
-/// Offset of the user name in the client's stream.
+/// Offset of the user name in the client's stream behind its headers.
 #[inline(always)]
 const fn user_offset(caps: u32) -> u32 {
     if caps & CLIENT_PROTOCOL_41 == 0 {
@@ -415,15 +426,15 @@ const fn clear(login: &mut Login) {
 
 /// Copies what a login says to `scratch`, but for its auth response, which is never read.
 #[inline(always)]
-fn read_login(ctx: &SkBuffContext, tcp: &Tcp, segment: Segment, scratch: &mut Scratch) -> User {
+fn read_login(ctx: &SkBuffContext, segment: Segment, scratch: &mut Scratch) -> User {
     let login = &mut scratch.login;
     clear(login);
     // A packet header that came before is no loss. Each segment that passes holds the flags and the whole user.
     if segment.start > FLAGS_LOW_OFFSET as i32 {
         return User::Cut;
     }
-    // Offsets in the client's stream are positive here, and `at` turns them into places in the packet.
-    let origin = tcp.payload.wrapping_sub(segment.start.cast_unsigned());
+    // `at` turns offsets in the client's stream behind its headers into places in the packet.
+    let origin = scratch.payload.wrapping_sub(segment.start.cast_unsigned());
     let at = |offset: u32| origin.wrapping_add(offset);
     let end = segment.end() as u32;
 

@@ -5,7 +5,7 @@
 //! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.8 | no gate |
 //! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
 //! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
-//! | `on_answer`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
+//! | `on_head`, `on_login`, `on_answer`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
 //! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
 
 #![no_std]
@@ -32,6 +32,7 @@
 
 mod egress;
 mod emit;
+mod head;
 mod ingress;
 mod maps;
 mod packet;
@@ -88,6 +89,20 @@ fn go_on<const N: usize>(
 #[inline(always)]
 fn on_ingress(ctx: SkBuffContext) -> i32 {
     skb_result(ingress::on_packet(&ctx))
+}
+
+/// Client to server: PROXY protocol headers, or what may be one.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_head(ctx: SkBuffContext) -> i32 {
+    skb_result(head::on_packet(&ctx))
+}
+
+/// Client to server: the login.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_login(ctx: SkBuffContext) -> i32 {
+    skb_result(ingress::on_login(&ctx))
 }
 
 /// Server to client.

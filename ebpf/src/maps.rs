@@ -9,10 +9,12 @@ use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use musttls_common::counter::COUNTERS as COUNTER_COUNT;
 use musttls_common::event::{Event, Login};
+use musttls_common::judge::Segment;
 use musttls_common::policy::{
     MAX_NETWORK_ENTRIES, MAX_RULES, MAX_SERVERS, MAX_USER_ENTRIES, PolicyRoot, RuleSet, RuleTimes,
     ServerPolicy, SlotAddress, SlotUser, Walk,
 };
+use musttls_common::proxy::{HeaderReader, WINDOW};
 use musttls_common::session::{Listener, SocketRecord};
 
 /// `BPF_F_CLONE` (`include/uapi/linux/bpf.h`, Linux 5.4): an accepted socket gets a copy of its
@@ -82,7 +84,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 
 /// The record of each listener and session.
 ///
-/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 152 bytes and about
+/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 184 bytes and about
 /// 80 of the kernel's, charged to the socket (`net.core.optmem_max`). Full: the kernel does not accept
 /// the connection.
 #[btf_map]
@@ -100,11 +102,15 @@ pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usiz
 
 /// Programs that `on_ingress` calls.
 ///
-/// Writer: agent, before it attaches the gate. Reader: `x`. Empty: what they would judge is held.
+/// Writer: agent, before it attaches the gate. Reader: `ingress`. Empty: what they would judge is held.
 #[btf_map]
-pub(crate) static INGRESS: ProgramArray<1> = ProgramArray::new();
+pub(crate) static INGRESS: ProgramArray<3> = ProgramArray::new();
 /// `x_ingress` in [`INGRESS`].
 pub(crate) const INGRESS_X: u32 = 0;
+/// `on_head` in [`INGRESS`].
+pub(crate) const INGRESS_HEAD: u32 = 1;
+/// `on_login` in [`INGRESS`].
+pub(crate) const INGRESS_LOGIN: u32 = 2;
 
 /// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
 ///
@@ -131,8 +137,8 @@ pub(crate) static PORTS: HashMap<u32, Listener, 256> = HashMap::new();
 
 /// Denied sessions that wait for the agent's refusal, by cookie: the truth of which events are the hint.
 ///
-/// Writer: `emit` adds; the agent and `session` (at close) remove. Reader: agent. Entry: 104 bytes; 16,384
-/// entries, 2.9 MB. Full: the session stays denied and is counted in `HeldFull`.
+/// Writer: `emit` adds; the agent and `session` (at close) remove. Reader: agent. Entry: 120 bytes; 16,384
+/// entries, 3.1 MB. Full: the session stays denied and is counted in `HeldFull`.
 #[btf_map]
 pub(crate) static HELD: HashMap<u64, Event, 16384> = HashMap::new();
 
@@ -170,6 +176,15 @@ pub(crate) struct Scratch {
     pub(crate) login: Login,
     pub(crate) user: SlotUser,
     pub(crate) walk: Walk,
+    pub(crate) segment: Segment,
+    /// Where its payload is in the packet.
+    pub(crate) payload: u32,
+    /// Which header of it comes next, and where that begins.
+    pub(crate) header_index: u32,
+    pub(crate) header_at: u32,
+    /// The first bytes of that.
+    pub(crate) window: [u8; WINDOW],
+    pub(crate) header: HeaderReader,
 }
 
 /// Where `ingress` makes its records. Only ingress uses it: it runs in softirq and is not
@@ -196,7 +211,7 @@ pub(crate) static ROOTS: Array<PolicyRoot, 2> = Array::new();
 /// Settings of each server, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static SERVERS: Array<ServerPolicy, { 2 * MAX_SERVERS }> = Array::new();
-/// Exceptions by slot and source network. Entry: 144 bytes and about 60 of the kernel's. See [`ROOTS`].
+/// Exceptions by slot and source network; trusted proxies. Entry: 144 bytes and about 60 of the kernel's. See [`ROOTS`].
 #[btf_map]
 pub(crate) static NETWORKS: LpmTrie<SlotAddress, RuleSet, { 2 * MAX_NETWORK_ENTRIES }> =
     LpmTrie::new();

@@ -8,7 +8,7 @@ use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, NEVER, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress,
     SlotUser, WALK_ROUNDS, Walk,
 };
-use musttls_common::session::Endpoints;
+use musttls_common::session::SocketRecord;
 use musttls_common::verdict::Mode;
 
 use crate::maps::{ACTIVE, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
@@ -65,16 +65,32 @@ impl Policy<'_> {
             .is_some_and(|bits| bits & (1 << (rule % 64)) != 0)
     }
 
-    /// The exception that allows a plaintext login of `user` (if known) between `endpoints`. `walk` lies
+    /// Whether a PROXY protocol header of `peer` is believed.
+    #[inline(always)]
+    pub(crate) fn trusts(&self, peer: [u8; 16]) -> bool {
+        let address = SlotAddress::trusted(self.slot, peer);
+        NETWORKS
+            .get(&Key::new(SLOT_BITS + 128, address))
+            .is_some_and(|set| set.0[0] != 0)
+    }
+
+    /// The exception that allows a plaintext login of `user` (if known) in the session of `record`. `walk` lies
     /// in a map.
     #[inline(always)]
     pub(crate) fn exception(
         &self,
-        endpoints: &Endpoints,
+        record: &SocketRecord,
         user: Option<&SlotUser>,
         walk: &mut Walk,
     ) -> Option<u16> {
-        let address = SlotAddress::new(self.slot, endpoints.client_addr);
+        let peer = record.endpoints.client_addr;
+        let proxied = &record.headers.proxied;
+        let client = if proxied.has_address() && self.trusts(peer) {
+            proxied.addr
+        } else {
+            peer
+        };
+        let address = SlotAddress::new(self.slot, client);
         let source = NETWORKS.get(&Key::new(SLOT_BITS + 128, address))?;
         let named = match user {
             // SAFETY: the agent does not change the tables of the slot in force.

@@ -4,8 +4,6 @@
 //! These are programs of their own, called by those that are attached (`bpf_tail_call`): the verifier would not
 //! follow both protocols in one.
 
-use core::arch::asm;
-
 use aya_ebpf::programs::SkBuffContext;
 use musttls_common::counter::Outcome;
 use musttls_common::event::{Event, Kind};
@@ -27,26 +25,8 @@ pub(crate) fn on_ingress(ctx: &SkBuffContext) -> Action {
     let Some(record) = sock(ctx).and_then(|sk| SOCKETS.get(sk.cast())) else {
         return Action::Drop;
     };
-    let counter = &raw mut record.judging;
-    add(counter, 1);
-    // SAFETY: a valid place in the record; another CPU may change it meanwhile.
-    let action = if unsafe { counter.read_volatile() } == 1 {
-        alone(ctx, record)
-    } else {
-        ingress::held(Hold::Concurrent, policy::mode(record.endpoints.server))
-    };
-    add(counter, -1);
-    action
-}
-
-/// Adds to a counter that other CPUs change, too.
-#[inline(always)]
-fn add(counter: *mut u32, change: i32) {
-    // BPF_XADD (all kernels); Rust's atomics are not available on the BPF target.
-    // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
-    unsafe {
-        asm!("lock *(u32 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) i64::from(change));
-    }
+    ingress::alone(record, |record| alone(ctx, record))
+        .unwrap_or_else(|| ingress::concurrent(record))
 }
 
 /// Judges a segment while no other CPU judges one of its session: the first copy of a header decides for the rest.
@@ -105,7 +85,7 @@ fn plaintext(record: &mut SocketRecord, reason: Reason, policy: Option<&Policy<'
     if let (Some(policy), Some(scratch)) = (policy, SCRATCH.get_ptr_mut(0)) {
         // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
         let walk = unsafe { &mut (*scratch).walk };
-        if let Some(rule) = policy.exception(&record.endpoints, None, walk) {
+        if let Some(rule) = policy.exception(record, None, walk) {
             record.rule = rule;
             record.policy_version = policy.version();
             record.phase = Phase::Excepted as u8;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::cipher;
 use super::shape::{
     Actor, ActorUser, Device, Endpoint, LossRecord, LossUnmapped, Metadata, Named, Policy, Process,
-    SessionRecord, Tls, Unmapped, User,
+    Proxied as ProxiedShape, SessionRecord, Tls, Unmapped, User,
 };
 use crate::config::REQUIRE_TLS;
 use crate::login::LoginDetails;
@@ -107,6 +107,17 @@ pub struct Endpoints {
     pub client: SocketAddr,
     /// The server.
     pub server: SocketAddr,
+    /// What the client's first PROXY protocol header says.
+    pub proxied: Option<Proxied>,
+}
+
+/// What a PROXY protocol header says.
+#[derive(Clone, Copy, Debug)]
+pub struct Proxied {
+    /// Whom it names as the client, if it names an address.
+    pub client: Option<SocketAddr>,
+    /// Whether the peer is a trusted proxy.
+    pub trusted: bool,
 }
 
 /// The process at the client's end of a Unix socket.
@@ -378,6 +389,9 @@ fn session_record<'s>(
                 Transport::Tls { .. } | Transport::Plaintext { .. } => None,
             },
             refusal: session.refusal,
+            proxied: endpoints
+                .and_then(|endpoints| endpoints.proxied)
+                .map(ProxiedShape::of),
         },
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::record::{Identity, Refusal};
+use super::record::{self, Identity, Refusal};
 
 #[derive(Serialize)]
 pub(super) struct SessionRecord<'s> {
@@ -193,6 +193,28 @@ pub(super) struct Unmapped<'s> {
     pub(super) socket: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) refusal: Option<Refusal<'s>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) proxied: Option<Proxied>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Proxied {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    trusted: bool,
+}
+
+impl Proxied {
+    pub(super) fn of(proxied: record::Proxied) -> Self {
+        let client = proxied.client.map(Endpoint::of);
+        Self {
+            ip: client.as_ref().map(|client| client.ip),
+            port: client.map(|client| client.port),
+            trusted: proxied.trusted,
+        }
+    }
 }
 
 #[expect(

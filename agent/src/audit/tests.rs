@@ -22,6 +22,7 @@ fn endpoints() -> Endpoints {
     Endpoints {
         client: "[::ffff:10.20.4.17]:51884".parse().unwrap(),
         server: "10.20.1.5:3306".parse().unwrap(),
+        proxied: None,
     }
 }
 

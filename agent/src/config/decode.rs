@@ -23,8 +23,15 @@ use super::{
     REQUIRE_TLS, ServerConfig,
 };
 
-pub(super) const ROOT_KEYS: &[&str] =
-    &["mode", "server", "exception", "audit", "metrics", "control"];
+pub(super) const ROOT_KEYS: &[&str] = &[
+    "mode",
+    "trusted_proxies",
+    "server",
+    "exception",
+    "audit",
+    "metrics",
+    "control",
+];
 const SERVER_KEYS: &[&str] = &["name", "ports", "mode"];
 const EXCEPTION_KEYS: &[&str] = &[
     "name", "source", "user", "server", "expires", "owner", "reason",
@@ -84,7 +91,7 @@ pub(super) struct Decoder<'p> {
     now: Timestamp,
     past: PastDates,
     warnings: Vec<(usize, String)>,
-    /// Networks of all exceptions so far.
+    /// Networks of all exceptions and trusted proxies so far.
     networks: usize,
     /// Users of all exceptions so far.
     users: usize,
@@ -106,6 +113,10 @@ impl Decoder<'_> {
                 .get("mode")
                 .and_then(|value| self.mode(value))
                 .unwrap_or(defaults.mode),
+            trusted_proxies: root
+                .get("trusted_proxies")
+                .map(|value| self.networks("trusted_proxies", value, "trust no proxy"))
+                .unwrap_or_default(),
             servers,
             exceptions,
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
@@ -274,13 +285,20 @@ impl Decoder<'_> {
             self.missing(section, "source", help);
             return Vec::new();
         };
-        let Some(values) = self.array("source", value, help) else {
+        self.networks("source", value, "allow nobody")
+    }
+
+    fn networks(&mut self, key: &str, value: &Value<'_>, if_empty: &str) -> Vec<IpNet> {
+        let help =
+            format!("write networks, for example {key} = [\"10.3.0.0/16\", \"2001:db8::/32\"]");
+        let help = help.as_str();
+        let Some(values) = self.array(key, value, help) else {
             return Vec::new();
         };
         if values.is_empty() {
             self.wrong(
                 value.span(),
-                "`source` is empty: it would allow nobody".to_owned(),
+                format!("`{key}` is empty: it would {if_empty}"),
                 "",
                 help,
             );

@@ -37,7 +37,7 @@ pub const DEFAULT_SERVER: &str = "default";
 /// Name in records of the rule that applies when no exception does.
 pub const REQUIRE_TLS: &str = "require-tls";
 
-/// Most networks in all exceptions together. Each is an entry of a kernel map (152 bytes and the
+/// Most networks in all exceptions and `trusted_proxies` together. Each is an entry of a kernel map (152 bytes and the
 /// trie's node), so this is about 20 MiB.
 pub const MAX_NETWORKS: usize = 100_000;
 /// Most user names in all exceptions together; each is an entry of a kernel map, 256 bytes.
@@ -52,6 +52,8 @@ pub struct Config {
     pub servers: Vec<ServerConfig>,
     /// Exceptions, in the order of the file. An ended one may be among them: see [`PastDates`].
     pub exceptions: Vec<Exception>,
+    /// Peers whose PROXY protocol headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Where audit records go.
     pub audit: AuditTarget,
     /// Where metrics are served, if they are.
@@ -170,6 +172,7 @@ impl Default for Config {
             mode: Mode::Observe,
             servers: Vec::new(),
             exceptions: Vec::new(),
+            trusted_proxies: Vec::new(),
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
             metrics: None,
             control: PathBuf::from(DEFAULT_CONTROL),

@@ -176,7 +176,10 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
     );
     assert_says(
         &report("zzz = 1"),
-        &["musttls.toml:1:1", "mode, server, exception, audit"],
+        &[
+            "musttls.toml:1:1",
+            "mode, trusted_proxies, server, exception, audit",
+        ],
     );
     assert_says(
         &report("[audit]\nfile = \"/x\""),
@@ -214,6 +217,30 @@ fn a_key_of_the_file_that_stands_behind_a_section_is_sent_to_the_top() {
     assert_says(
         &report("[audit]\n[[audit.server]]\nname = \"a\"\n"),
         &["`server` does not belong in [audit]", "write [[server]]"],
+    );
+}
+
+#[test]
+fn trusted_proxies_are_networks() {
+    let config = parse("trusted_proxies = [\"10.4.0.10/32\", \"::ffff:192.0.2.0/120\"]")
+        .unwrap()
+        .config;
+    let networks: Vec<_> = config
+        .trusted_proxies
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(networks, ["10.4.0.10/32", "192.0.2.0/24"]);
+    assert_says(
+        &report("trusted_proxies = []"),
+        &[
+            "`trusted_proxies` is empty: it would trust no proxy",
+            ":1:19",
+        ],
+    );
+    assert_says(
+        &report("trusted_proxies = [\"10.4.0.10\"]"),
+        &["`10.4.0.10` is not a network", ":1:20"],
     );
 }
 

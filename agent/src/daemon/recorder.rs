@@ -11,10 +11,11 @@ use std::time::Instant;
 use musttls_common::event::{Event, Kind};
 use musttls_common::mysql::SSL_REQUEST_LEN;
 use musttls_common::policy::NO_RULE;
+use musttls_common::proxy::Source;
 use musttls_common::verdict::{Mode, Reason};
 
 use crate::audit::AuditLog;
-use crate::audit::record::{Endpoints, Outcome, Refusal, Session, Transport, UnixPeer};
+use crate::audit::record::{Endpoints, Outcome, Proxied, Refusal, Session, Transport, UnixPeer};
 use crate::clock;
 use crate::config::Config;
 use crate::datapath::{Extra, Record};
@@ -293,9 +294,15 @@ fn endpoints(event: &Event) -> Endpoints {
         let ip: IpAddr = Ipv6Addr::from(octets).to_canonical();
         SocketAddr::new(ip, port)
     };
-    let ends = &event.endpoints;
+    let (ends, proxied) = (&event.endpoints, &event.proxied);
     Endpoints {
         client: address(ends.client_addr, ends.client_port),
         server: address(ends.server_addr, ends.server_port),
+        proxied: (proxied.source != Source::Direct as u8).then(|| Proxied {
+            client: proxied
+                .has_address()
+                .then(|| address(proxied.addr, proxied.port)),
+            trusted: proxied.trusted != 0,
+        }),
     }
 }

@@ -134,8 +134,10 @@ impl Loaded {
 }
 
 /// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).
-const CALLED: [(&str, u32, &str); 3] = [
+const CALLED: [(&str, u32, &str); 5] = [
     ("INGRESS", 0, "x_ingress"),
+    ("INGRESS", 1, "on_head"),
+    ("INGRESS", 2, "on_login"),
     ("EGRESS", 0, "x_egress"),
     ("EGRESS", 1, "on_answer"),
 ];

@@ -64,8 +64,16 @@ impl PolicyTables {
                 .set(index, server, 0)
                 .context("fill the table of servers (map SERVERS)")?;
         }
-        for (prefix, address, rules) in &tables.networks {
-            let key = Key::new(SLOT_BITS + prefix, SlotAddress::new(slot, *address));
+        let sources = tables
+            .networks
+            .iter()
+            .map(|(prefix, address, rules)| (prefix, SlotAddress::new(slot, *address), rules));
+        let trusted = tables
+            .trusted
+            .iter()
+            .map(|(prefix, address, rules)| (prefix, SlotAddress::trusted(slot, *address), rules));
+        for (prefix, address, rules) in sources.chain(trusted) {
+            let key = Key::new(SLOT_BITS + prefix, address);
             self.networks
                 .insert(&key, rules, 0)
                 .context("fill the table of networks (map NETWORKS)")?;

@@ -395,7 +395,7 @@ impl Engine {
         } else if is_x {
             packet::x_landing(event.client_end, state.received)
         } else {
-            packet::landing(event.login_header, state.received)
+            packet::landing(event.login_header, event.client_end, state.received)
         };
         let land_at = Instant::now() + SETTLE;
         let told = Notified {

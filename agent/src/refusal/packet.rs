@@ -68,12 +68,13 @@ pub fn x_landing(end: u16, delivered: u64) -> Option<Vec<u8>> {
     (delivered == 0 || delivered == u64::from(end)).then(|| CLOSE.to_vec())
 }
 
-/// What to put into the server's receive queue, of which it has read the first `delivered` bytes of a
-/// packet with header `header`. `None` when no login fits behind them.
+/// What to put into the server's receive queue. It has got `delivered` bytes: of PROXY protocol headers, which end at
+/// `begin`, and behind them of a packet with header `header`. `None` when no login fits behind them.
 #[must_use]
-pub fn landing(header: [u8; 4], delivered: u64) -> Option<Vec<u8>> {
+pub fn landing(header: [u8; 4], begin: u16, delivered: u64) -> Option<Vec<u8>> {
     let mut login = login();
-    let delivered = usize::try_from(delivered)
+    // A server that takes headers takes a login without one of them, or without any, too.
+    let delivered = usize::try_from(delivered.saturating_sub(begin.into()))
         .ok()
         .filter(|&n| n <= HEADER_LEN as usize)?;
     let header = if delivered == 0 {
@@ -165,23 +166,27 @@ mod tests {
 
     #[test]
     fn a_landing_goes_on_where_the_server_stands() {
-        let whole = landing([0; 4], 0).unwrap();
+        let whole = landing([0; 4], 0, 0).unwrap();
         let len = login().len();
         assert_eq!(whole.len(), 4 + len + EMPTY_ANSWER.len());
         assert_eq!(whole[..4], [u8::try_from(len).unwrap(), 0, 0, 1]);
 
-        let announced = landing([200, 0, 0, 1], 4).unwrap();
+        let announced = landing([200, 0, 0, 1], 0, 4).unwrap();
         assert_eq!(announced.len(), 200 + EMPTY_ANSWER.len());
-        let partly = landing([200, 0, 0, 1], 2).unwrap();
+        let partly = landing([200, 0, 0, 1], 0, 2).unwrap();
         assert_eq!(partly[..2], [0, 1]);
-        let other_sequence_id = landing([200, 0, 0, 7], 3).unwrap();
+        let other_sequence_id = landing([200, 0, 0, 7], 0, 3).unwrap();
         assert_eq!(other_sequence_id[0], 1);
+        // Behind a PROXY protocol header of 28 bytes, which the server has or has not got.
+        assert_eq!(landing([200, 0, 0, 1], 28, 32), Some(announced));
+        assert_eq!(landing([0; 4], 28, 28), Some(whole.clone()));
+        assert_eq!(landing([0; 4], 28, 0), Some(whole));
     }
 
     #[test]
     fn no_landing_where_none_fits() {
-        assert_eq!(landing([10, 0, 0, 1], 4), None);
-        assert_eq!(landing([0xff, 0xff, 0xff, 1], 4), None);
-        assert_eq!(landing([200, 0, 0, 1], 5), None);
+        assert_eq!(landing([10, 0, 0, 1], 0, 4), None);
+        assert_eq!(landing([0xff, 0xff, 0xff, 1], 0, 4), None);
+        assert_eq!(landing([200, 0, 0, 1], 0, 5), None);
     }
 }

@@ -2,8 +2,9 @@
 //! was changed on the way. The agent knows servers by the name of their program, so a test copies this
 //! one to a file named `mysqld`.
 //!
-//! Usage: `mysqld PORT FILE [LATER]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
-//! too, once its first session has ended, and serves that one only.
+//! Usage: `mysqld PORT FILE [LATER | proxied]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
+//! too, once its first session has ended, and serves that one only. With `proxied` it greets behind a PROXY protocol
+//! header of version 1 only, as Percona Server does, which reads it with one peek (`vio_process_proxy_header`).
 
 #![forbid(unsafe_code)]
 
@@ -36,7 +37,17 @@ fn main() -> Result<()> {
             .write_all(&serve(stream)?)
             .context("write down what was heard")
     };
-    if let Ok(later) = next() {
+    let third = next();
+    if third.as_ref().is_ok_and(|third| third == "proxied") {
+        loop {
+            let (stream, _) = listener.accept().context("accept")?;
+            if take_header(&stream)? {
+                let all = serve(stream)?;
+                heard.write_all(&all).context("write down what was heard")?;
+            }
+        }
+    }
+    if let Ok(later) = third {
         serve_next(&listener)?;
         let second = listen(&later)?;
         loop {
@@ -54,6 +65,20 @@ fn listen(port: &OsStr) -> Result<TcpListener> {
         .parse()
         .context("PORT is no number")?;
     TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")
+}
+
+/// Takes a header off the front of the stream, if it is there whole.
+fn take_header(mut stream: &TcpStream) -> Result<bool> {
+    let mut peeked = [0; 108];
+    let len = stream.peek(&mut peeked).context("peek")?;
+    let header = peeked.get(..len).unwrap_or_default();
+    let end = header.windows(2).position(|two| two == b"\r\n");
+    let Some(end) = end.filter(|_| header.starts_with(b"PROXY ")) else {
+        return Ok(false);
+    };
+    let mut taken = vec![0; end + 2];
+    stream.read_exact(&mut taken).context("read the header")?;
+    Ok(true)
 }
 
 /// One session: greeting, login, OK, and an OK for every packet until the client leaves.

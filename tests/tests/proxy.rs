@@ -1,0 +1,467 @@
+//! PROXY protocol headers before the login: what they hide, whom they name, and who may name anyone.
+
+#![cfg(test)]
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use musttls_tests::agent::Agent;
+use musttls_tests::attack::{self, Attempt, Stream, Streams};
+use musttls_tests::audit::Record;
+use musttls_tests::evidence;
+use musttls_tests::netns::{Host, Net};
+use musttls_tests::place::Scratch;
+use musttls_tests::raw::{Next, Raw};
+use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
+use musttls_tests::tcp::{Segment, Stack};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::{ErrorPacket, LoginPacket, ssl_request};
+
+const ENFORCE: &str = "mode = \"enforce\"";
+const A_WHILE: Duration = Duration::from_secs(1);
+const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The client that headers name: nobody's address here.
+const CLIENT: &str = "203.0.113.9";
+const LINE: &[u8] = b"PROXY TCP4 203.0.113.9 192.0.2.1 40000 3306\r\n";
+
+/// A header of version 2.
+fn binary(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+    let mut header = SIGNATURE.to_vec();
+    header.extend([0x20 | command, family]);
+    header.extend(u16::try_from(rest.len()).unwrap().to_be_bytes());
+    header.extend(rest);
+    header
+}
+
+/// One of version 2 for [`CLIENT`], with a TLV behind its addresses.
+fn binary_v4() -> Vec<u8> {
+    let rest = [
+        203, 0, 113, 9, 192, 0, 2, 1, 0x9c, 0x40, 0x0c, 0xea, 4, 0, 2, 0, 0,
+    ];
+    binary(1, 0x11, &rest)
+}
+
+/// Every form, alone and in chains.
+fn headers() -> Vec<(&'static str, Vec<u8>)> {
+    let mut v6 = vec![0x20; 36];
+    v6.extend([4, 0, 0]);
+    vec![
+        ("TCP4", LINE.to_vec()),
+        (
+            "TCP6",
+            b"PROXY TCP6 2001:db8::9 2001:db8::1 40000 3306\r\n".to_vec(),
+        ),
+        ("UNKNOWN", b"PROXY UNKNOWN\r\n".to_vec()),
+        ("UNKNOWN with more", b"PROXY UNKNOWN a b c d\r\n".to_vec()),
+        ("version 2", binary_v4()),
+        ("version 2 over IPv6", binary(1, 0x21, &v6)),
+        ("LOCAL", binary(0, 0, &[])),
+        ("LOCAL with more", binary(0, 0, &[7; 200])),
+        ("twice", LINE.repeat(2)),
+        ("1 and 2", [LINE, &binary_v4()].concat()),
+        ("2 and 1", [&binary_v4(), LINE].concat()),
+        ("four", LINE.repeat(4)),
+    ]
+}
+
+/// A server that takes headers from everybody, and locks nobody out.
+fn proxied(net: &Net) -> Server {
+    let options = attack::patient(Options::new(Product::MariaDb));
+    Server::start(&net.db, &options.with("--proxy-protocol-networks=*")).unwrap()
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "it is compared with what may be no error"
+)]
+fn refusal() -> Option<ErrorPacket> {
+    let sqlstate = Product::MariaDb.refusal_sqlstate();
+    Some(ErrorPacket::refusal(2, Some(sqlstate)))
+}
+
+/// Opens a session with `header` sent `early`, before the greeting is read, or behind it.
+fn behind(header: &[u8], early: bool, from: &Host, to: SocketAddr) -> Raw {
+    let mut raw = Raw::connect(from, to).unwrap();
+    if early {
+        raw.send(header).unwrap();
+    }
+    raw.greeting().unwrap();
+    if !early {
+        raw.send(header).unwrap();
+    }
+    raw
+}
+
+fn logs_in(raw: Raw, login: &LoginPacket) {
+    let mut tls = raw.into_tls().unwrap();
+    tls.send(&login.packet_over_tls()).unwrap();
+    assert!(tls.receive().unwrap().is_ok());
+}
+
+#[test]
+fn plaintext_behind_headers_is_refused_and_tls_let_in() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let mark = evidence::mark(&server).unwrap();
+    let before = evidence::counts(&server, net.app.v4()).unwrap();
+    let to = server.at(net.app.db_v4());
+    let login = server.open_login();
+    for (name, header) in headers() {
+        for early in [true, false] {
+            let mut raw = behind(&header, early, &net.app, to);
+            raw.send(&login.packet_41()).unwrap();
+            assert_eq!(raw.receive().unwrap().error(), refusal(), "{name} {early}");
+            let mut raw = behind(&header, early, &net.app, to);
+            raw.send(&ssl_request()).unwrap();
+            logs_in(raw, &login);
+        }
+        // In one segment, behind the greeting.
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&[&header[..], &login.packet_41()].concat())
+            .unwrap();
+        assert_eq!(raw.receive().unwrap().error(), refusal(), "{name}");
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&[&header[..], &ssl_request()].concat()).unwrap();
+        logs_in(raw, &login);
+    }
+    evidence::await_no_connection(&server).unwrap();
+    assert_eq!(
+        attack::plaintext_logins(&server, mark).unwrap(),
+        [""; 0],
+        "let in"
+    );
+    let after = evidence::counts(&server, net.app.v4()).unwrap();
+    assert_eq!(after.handshake_errors, before.handshake_errors);
+    let count = u64::try_from(headers().len()).unwrap() * 3;
+    assert_eq!(agent.outcome("denied").unwrap(), count);
+    assert_eq!(agent.outcome("secure").unwrap(), count);
+    let all = usize::try_from(count).unwrap();
+    let named = |record: &Record| {
+        record.source() == Some(net.app.v4()) && record.at("/unmapped/proxied/trusted") == false
+    };
+    let records = agent
+        .await_records("all with their header", 2 * all, named)
+        .unwrap();
+    let v4 = records
+        .iter()
+        .find(|record| record.text("/unmapped/proxied/ip") == CLIENT)
+        .unwrap();
+    assert_eq!(v4.number("/unmapped/proxied/port"), Some(40000));
+    let landed = |record: &Record| record.text("/unmapped/refusal/outcome") == "landed";
+    assert_eq!(records.iter().filter(|record| landed(record)).count(), all);
+}
+
+/// TCP sends it again in one segment.
+#[test]
+fn header_in_single_bytes_passes_late() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+    raw.send_singly(b"PROXY UNKNOWN\r\n").unwrap();
+    raw.send(&ssl_request()).unwrap();
+    logs_in(raw, &server.open_login());
+    assert!(agent.held().unwrap().contains_key("split"));
+}
+
+#[test]
+fn what_is_no_strict_header_and_a_fifth_one_are_refused() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let mark = evidence::mark(&server).unwrap();
+    let all = [
+        LINE.repeat(5),
+        b"PROXY UNKNOWN\n".to_vec(),
+        b"PROXY UNKNOWN x\0y\r\n".to_vec(),
+        b"PROXUNKNOWN x\r\n".to_vec(),
+        binary(1, 0x12, &[0; 12]),
+        binary(2, 0, &[]),
+    ];
+    for header in &all {
+        let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+        raw.send(&[&header[..], &server.open_login().packet_41()].concat())
+            .unwrap();
+        assert!(!raw.receive().unwrap().is_ok(), "{header:?}");
+    }
+    let refused = |record: &Record| record.text("/unmapped/reason") == "not-a-login";
+    agent.await_records("refusals", all.len(), refused).unwrap();
+    evidence::await_no_connection(&server).unwrap();
+    assert_eq!(attack::plaintext_logins(&server, mark).unwrap(), [""; 0]);
+}
+
+/// A server that takes no headers says so itself, with or without the gate; what stands behind one is judged.
+#[test]
+fn server_without_proxies_answers_a_header_itself() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let options = attack::patient(Options::new(product));
+        let server = Server::start(&net.db, &options).unwrap();
+        let to = server.at(net.app.db_v4());
+        let answers = || -> Vec<_> {
+            let ask = |header: &[u8]| {
+                let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+                raw.send(header).unwrap();
+                raw.receive_within(A_WHILE).unwrap()
+            };
+            headers().iter().map(|(_, header)| ask(header)).collect()
+        };
+        let alone = answers();
+        assert!(
+            !alone.iter().any(|next| matches!(next, Next::Silence)),
+            "{product:?} {alone:?}"
+        );
+        let agent = Agent::start(ENFORCE).unwrap();
+        let mark = evidence::mark(&server).unwrap();
+        assert_eq!(answers(), alone, "{product:?}");
+        assert_eq!(agent.outcome("denied").unwrap(), 0);
+        for (name, header) in headers() {
+            let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+            raw.send(&[&header[..], &server.open_login().packet_41()].concat())
+                .unwrap();
+            let error = raw.receive().unwrap().error();
+            assert_eq!(
+                error,
+                Some(ErrorPacket::refusal(2, Some(product.refusal_sqlstate()))),
+                "{product:?} {name}"
+            );
+        }
+        evidence::await_no_connection(&server).unwrap();
+        assert_eq!(attack::plaintext_logins(&server, mark).unwrap(), [""; 0]);
+    }
+}
+
+/// Enforce mode with an exception for plaintext from `source`.
+fn excepting(source: &str, trusted: Option<IpAddr>) -> String {
+    let trusted = trusted.map_or_else(String::new, |peer| {
+        format!("trusted_proxies = [\"{peer}/32\"]\n")
+    });
+    format!(
+        "{ENFORCE}\n{trusted}[[exception]]\nname = \"excused\"\nsource = [\"{source}/32\"]\n\
+         expires = \"never\"\nowner = \"tests\"\nreason = \"to be misused\"\n"
+    )
+}
+
+#[test]
+fn header_counts_for_an_exception_only_if_its_peer_is_trusted() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let to = server.at(net.app.db_v4());
+    let peer = net.app.v4();
+    let other = b"PROXY TCP4 203.0.113.77 192.0.2.1 40000 3306\r\n";
+    let unknown = b"PROXY UNKNOWN\r\n";
+    let ask = |header: &[u8]| {
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&[header, &server.open_login().packet_41()].concat())
+            .unwrap();
+        raw.receive().unwrap()
+    };
+    // The exception is for the client that the header names; the peer is not trusted.
+    let agent = Agent::start(&excepting(CLIENT, None)).unwrap();
+    assert_eq!(ask(LINE).error(), refusal());
+
+    agent.set_policy(&excepting(CLIENT, Some(peer))).unwrap();
+    assert!(ask(LINE).is_ok());
+    assert!(ask(&binary_v4()).is_ok());
+    let record = agent
+        .await_record("the excepted client", |record| record.rule() == "excused")
+        .unwrap();
+    assert_eq!(record.source(), Some(peer), "{}", record.line);
+    assert_eq!(record.text("/unmapped/proxied/ip"), CLIENT);
+    assert_eq!(record.at("/unmapped/proxied/trusted"), true);
+    for header in [
+        &other[..],
+        unknown,
+        b"",
+        // The proxy's own header is the first; what follows may be its client's.
+        &[&other[..], LINE].concat(),
+        &[&unknown[..], LINE].concat(),
+    ] {
+        assert_eq!(ask(header).error(), refusal(), "{header:?}");
+    }
+
+    // The exception is for the peer: it speaks for itself only.
+    let for_peer = peer.to_string();
+    agent.set_policy(&excepting(&for_peer, Some(peer))).unwrap();
+    assert_eq!(ask(LINE).error(), refusal());
+    assert!(ask(unknown).is_ok() && ask(b"").is_ok());
+    // Not trusted, a header changes nothing for it.
+    agent.set_policy(&excepting(&for_peer, None)).unwrap();
+    assert!(ask(LINE).is_ok());
+}
+
+/// One attempt: copies of the front of the stream, each with the place where it belongs, then the login.
+fn attempt(name: &str, stream: &Stream, copies: &[(i32, &[u8])], login_at: usize) -> Attempt {
+    let segments = copies.iter().map(|&(at, bytes)| Segment::at(at, bytes));
+    let login = Segment::at(i32::try_from(login_at).unwrap(), &stream.plain);
+    Attempt::new(name, stream, segments.chain([login]))
+}
+
+fn contradictions(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let longer = b"PROXY TCP4 203.0.113.9 192.0.2.1 40000 33060\r\n";
+    let two = [LINE, b"PROXY UNKNOWN\r\n"].concat();
+    let local = |len: usize| binary(0, 0, &vec![b'x'; len]);
+    let end = LINE.len();
+    let mut all = vec![
+        attempt("a header", &streams.make(), &[(0, LINE)], end),
+        attempt("two headers", &streams.make(), &[(0, &two)], two.len()),
+        attempt(
+            "the second before the first",
+            &streams.make(),
+            &[(i32::try_from(end).unwrap(), &two[end..]), (0, LINE)],
+            two.len(),
+        ),
+    ];
+    // The copy that comes later, and the one before it, in both orders; the login is where the server's is.
+    for (name, first, second) in [
+        ("longer line", &longer[..], LINE),
+        ("shorter line", LINE, &longer[..]),
+        ("longer length", &local(40), &local(24)),
+        ("shorter length", &local(24), &local(40)),
+        ("other version", &local(24), LINE),
+        ("no header", &stream_like_a_header(), LINE),
+    ] {
+        let login_at = if name == "no header" { 0 } else { first.len() };
+        if login_at > 0 {
+            all.push(attempt(
+                &format!("{name} behind"),
+                &streams.make(),
+                &[(0, first), (0, second)],
+                login_at,
+            ));
+        }
+        // The server's TCP discards the first copy, so that the second is the server's.
+        let stream = streams.make();
+        let decoy = Segment::at(0, &padded(first)).unsound();
+        let login = Segment::at(i32::try_from(second.len()).unwrap(), &stream.plain);
+        all.push(Attempt::new(
+            format!("{name} as a decoy"),
+            &stream,
+            [decoy, Segment::at(0, second), login],
+        ));
+    }
+    // A header whose first four bytes come as those of a login's, so that it is one of the old form.
+    let stream = streams.make();
+    let fronts = [
+        Segment::of(&stream.plain, 0, 4),
+        Segment::at(0, LINE),
+        Segment::of(&stream.plain, 4, stream.len()),
+    ];
+    all.push(Attempt::new("packet header before", &stream, fronts));
+    // The rest of the header from another copy.
+    let stream = streams.make();
+    let halves = [
+        Segment::of(&longer[..], 10, longer.len()),
+        Segment::of(LINE, 0, 10),
+        Segment::at(i32::try_from(longer.len()).unwrap(), &stream.plain),
+    ];
+    all.push(Attempt::new("header from two copies", &stream, halves));
+    all
+}
+
+/// A login's packet header.
+fn stream_like_a_header() -> Vec<u8> {
+    vec![0x20, 0, 0, 1]
+}
+
+/// Long enough that Linux checks its sum behind the gate.
+fn padded(bytes: &[u8]) -> Vec<u8> {
+    let mut long = bytes.to_vec();
+    long.resize(bytes.len().max(100), 0);
+    long
+}
+
+/// What each attempt comes to where nothing is refused is not asserted, but for those that are plain: what Linux makes
+/// of overlapping copies is in ADR 0002.
+#[test]
+fn contradicting_copies_get_no_login_in() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let to = SocketAddr::new(net.app.db_v4(), PORT);
+    let mut stack = Stack::new(&net.app, &net.db, to).unwrap();
+    let mut streams = Streams::new(&server, false);
+    let agent = Agent::start("mode = \"observe\"").unwrap();
+    let attempts = contradictions(&mut streams);
+    attack::make(&mut stack, &attempts, A_WHILE, A_WHILE).unwrap();
+    let before = attack::carried_out(&server).unwrap();
+    for attempt in attempts.iter().take(3) {
+        assert!(before.contains(&attempt.number), "{}", attempt.name);
+    }
+    let decoys: Vec<_> = attempts
+        .iter()
+        .filter(|attempt| attempt.name.ends_with("decoy"))
+        .filter(|attempt| before.contains(&attempt.number))
+        .collect();
+    assert!(!decoys.is_empty(), "no decoy works");
+    drop(agent);
+
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    let mark = evidence::mark(&server).unwrap();
+    let attempts = contradictions(&mut streams);
+    attack::make(&mut stack, &attempts, Duration::ZERO, A_WHILE).unwrap();
+    let after = attack::carried_out(&server).unwrap();
+    let got_in: Vec<_> = attempts
+        .iter()
+        .filter(|attempt| after.contains(&attempt.number))
+        .map(|attempt| &attempt.name)
+        .collect();
+    assert_eq!(got_in, [""; 0], "carried out");
+    assert_eq!(attack::plaintext_logins(&server, mark).unwrap(), [""; 0]);
+    assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+}
+
+/// A scripted server stands in for Percona's, which greets behind a header only; on a port that nothing names, and on
+/// the classic one.
+#[test]
+fn mandatory_header_passes_before_the_greeting() {
+    let net = Net::new().unwrap();
+    for port in [3306, 13307] {
+        let directory = Scratch::new().unwrap();
+        let program = directory.join("mysqld");
+        fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
+        let heard = directory.join("heard");
+        let mut command = Command::new(&program);
+        command.arg(port.to_string()).arg(&heard).arg("proxied");
+        let agent = Agent::start(ENFORCE).unwrap();
+        let _server = Killed(net.db.spawn(&mut command).unwrap());
+        wait::until_true("the scripted server", PATIENCE, || Ok(heard.exists())).unwrap();
+        let to = SocketAddr::new(net.app.db_v4(), port);
+        let login = LoginPacket::new(OPEN_USER).packet_41();
+        for header in [LINE, b"PROXY UNKNOWN\r\n"] {
+            let mut raw = wait::until("the greeting", PATIENCE, || {
+                let mut raw = Raw::connect(&net.app, to)?;
+                raw.send(header)?;
+                Ok(raw.greeting().ok().map(|_| raw))
+            })
+            .unwrap();
+            raw.send(&login).unwrap();
+            assert_eq!(
+                raw.receive().unwrap().error(),
+                Some(ErrorPacket::refusal(2, Some("HY000"))),
+                "{port}"
+            );
+        }
+        agent
+            .await_records("both refusals", 2, |record| {
+                record.text("/unmapped/reason") == "no-client-ssl"
+            })
+            .unwrap();
+        assert!(!agent.held().unwrap().contains_key("before-greeting"));
+        // Of the login of nobody, too, since the scripted server logs anyone in.
+        let heard = fs::read(&heard).unwrap();
+        let user = OPEN_USER.as_bytes();
+        assert!(!heard.windows(user.len()).any(|bytes| bytes == user));
+    }
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
