@@ -87,8 +87,10 @@ pub struct Event {
     pub class: u8,
     /// X Protocol: offset in the client's stream behind its last whole frame.
     pub client_end: u16,
-    #[doc(hidden)]
-    pub _pad: [u8; 4],
+    /// The best TLS version the client offered, where its `ClientHello` was read; else 0.
+    pub offered_version: u16,
+    /// The TLS floor that refused the session, or of a session that passed: that would refuse it; 0 for none.
+    pub floor: u16,
 }
 
 const _: () = assert!(size_of::<Event>() == 96 && align_of::<Event>() == 8);

@@ -10,6 +10,7 @@
 //! | [`mysql`] | the connection phase: server greeting, client login, ERR packet | - | gate, agent |
 //! | [`mysqlx`] | X Protocol before TLS: frames of both sides | - | gate, agent |
 //! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |
+//! | [`floor`] | which TLS is good enough; what a client's `ClientHello` offers | - | gate, agent |
 //! | [`judge`] | what one client segment proves | - | gate |
 //! | [`verdict`] | verdict, reason, mode, action | gate | agent |
 //! | [`policy`] | exceptions as bit vectors, evaluated in constant time | agent | gate, agent |
@@ -30,6 +31,7 @@
 pub mod addr;
 pub mod counter;
 pub mod event;
+pub mod floor;
 pub mod judge;
 pub mod mysql;
 pub mod mysqlx;

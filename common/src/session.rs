@@ -5,8 +5,10 @@
 //! (`bpf_sk_storage_clone` in `sk_clone_lock`, Linux 5.4, commit 8f51dfc73bf1): a session of a protected
 //! listener without a record cannot exist.
 
+use crate::floor::ClientHelloReader;
 use crate::mysql::GreetingReader;
 use crate::mysqlx::{ClientFrames, ServerFrames};
+use crate::policy::Walk;
 use crate::tls::ServerHelloReader;
 
 /// What is known of the listener.
@@ -152,6 +154,8 @@ pub struct SocketRecord {
     pub listener_cookie: u64,
     /// Who talks to whom.
     pub endpoints: Endpoints,
+    /// The walk over exceptions on egress, which has no scratch record.
+    pub walk: Walk,
     /// First sequence number of the client's stream: ISN + 1.
     pub client_base: u32,
     /// First sequence number of the server's stream: ISN + 1.
@@ -160,6 +164,8 @@ pub struct SocketRecord {
     pub greeting: GreetingReader,
     /// The server's first TLS flight, read on egress.
     pub hello: ServerHelloReader,
+    /// The client's first TLS flight, read on ingress where a floor asks for it.
+    pub client_hello: ClientHelloReader,
     /// X Protocol: the client's frames before TLS, read on ingress.
     pub client_frames: ClientFrames,
     /// X Protocol: the server's frames before TLS, read on egress.
@@ -168,7 +174,7 @@ pub struct SocketRecord {
     pub login_head_end: u32,
     /// Version of the policy that judged.
     pub policy_version: u32,
-    /// X Protocol: how many CPUs judge a segment of the client at this moment.
+    /// How many CPUs judge a segment of the client at this moment: in X Protocol, or of its `ClientHello`.
     pub judging: u32,
     /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
     pub rule: u16,
@@ -204,10 +210,14 @@ pub struct SocketRecord {
     /// sequence number's (RFC 8684 section 3.3).
     pub multipath: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub _pad: u8,
+    /// The TLS floor that refused, or that would; 0 for none.
+    pub floor: u16,
+    #[doc(hidden)]
+    pub _pad2: [u8; 4],
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 152 && align_of::<SocketRecord>() == 8);
+const _: () = assert!(size_of::<SocketRecord>() == 192 && align_of::<SocketRecord>() == 8);
 
 impl SocketRecord {
     /// Where the session stands. A denial is for good, whatever another CPU has written to `phase`.

@@ -33,6 +33,11 @@ pub(crate) fn count_outcome(record: &SocketRecord, outcome: Outcome) {
 }
 
 #[inline(always)]
+pub(crate) fn count_below_observed(record: &SocketRecord) {
+    count(counter::below_observed(record.endpoints.server));
+}
+
+#[inline(always)]
 pub(crate) fn count_hold(hold: Hold) {
     count(counter::hold(hold));
 }
@@ -64,7 +69,8 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
     event.flags_high = record.flags_high;
     event.class = record.class;
     event.client_end = record.client_frames.end();
-    event._pad = [0; 4];
+    event.offered_version = record.client_hello.version();
+    event.floor = record.floor;
 }
 
 /// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself ten times a

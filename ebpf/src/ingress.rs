@@ -19,7 +19,7 @@ use crate::emit::Ring;
 use crate::maps::{INGRESS, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch};
 use crate::packet::{self, Tcp, Unreadable};
 use crate::policy::{self, Policy};
-use crate::{emit, go_on, session, sock};
+use crate::{emit, floor, go_on, session, sock};
 
 /// Takes one packet.
 #[inline(always)]
@@ -212,7 +212,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     if claims && record.phase == Phase::Plain as u8 {
         record.phase = Phase::Claimed as u8;
     }
-    Action::Pass
+    floor::behind_claim(ctx, record)
 }
 
 /// What a client's first bytes look like, on a listener that nobody has named.

@@ -10,8 +10,8 @@ use aya_ebpf::macros::btf_map;
 use musttls_common::counter::COUNTERS as COUNTER_COUNT;
 use musttls_common::event::{Event, Login};
 use musttls_common::policy::{
-    MAX_NETWORK_ENTRIES, MAX_RULES, MAX_SERVERS, MAX_USER_ENTRIES, PolicyRoot, RuleSet, RuleTimes,
-    ServerPolicy, SlotAddress, SlotUser, Walk,
+    MAX_CIPHER_ENTRIES, MAX_NETWORK_ENTRIES, MAX_RULES, MAX_SERVERS, MAX_USER_ENTRIES, PolicyRoot,
+    RuleSet, RuleTimes, ServerPolicy, SlotAddress, SlotUser, Walk,
 };
 use musttls_common::session::{Listener, SocketRecord};
 
@@ -82,7 +82,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 
 /// The record of each listener and session.
 ///
-/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 152 bytes and about
+/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 192 bytes and about
 /// 80 of the kernel's, charged to the socket (`net.core.optmem_max`). Full: the kernel does not accept
 /// the connection.
 #[btf_map]
@@ -100,21 +100,25 @@ pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usiz
 
 /// Programs that `on_ingress` calls.
 ///
-/// Writer: agent, before it attaches the gate. Reader: `x`. Empty: what they would judge is held.
+/// Writer: agent, before it attaches the gate. Readers: `ingress`, `x`, `floor`. Empty: what they would judge is held.
 #[btf_map]
-pub(crate) static INGRESS: ProgramArray<1> = ProgramArray::new();
+pub(crate) static INGRESS: ProgramArray<2> = ProgramArray::new();
 /// `x_ingress` in [`INGRESS`].
 pub(crate) const INGRESS_X: u32 = 0;
+/// `on_client_hello` in [`INGRESS`].
+pub(crate) const INGRESS_CLIENT_HELLO: u32 = 1;
 
 /// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
 ///
-/// Writer: agent, before it attaches the gate. Reader: `egress`. Empty: what they would read is held.
+/// Writer: agent, before it attaches the gate. Readers: `egress`, `x`. Empty: what they would read is held.
 #[btf_map]
-pub(crate) static EGRESS: ProgramArray<2> = ProgramArray::new();
+pub(crate) static EGRESS: ProgramArray<3> = ProgramArray::new();
 /// `x_egress` in [`EGRESS`].
 pub(crate) const EGRESS_X: u32 = 0;
 /// `on_answer` in [`EGRESS`].
 pub(crate) const EGRESS_ANSWER: u32 = 1;
+/// `on_server_hello` in [`EGRESS`].
+pub(crate) const EGRESS_SERVER_HELLO: u32 = 2;
 
 /// What the agent found out about listeners that began to listen while the gate was on, by cookie.
 ///
@@ -211,3 +215,12 @@ pub(crate) static USERS: HashMap<
 /// When each exception ends, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static TIMES: Array<RuleTimes, { 2 * MAX_RULES }> = Array::new();
+/// Refused cipher suites, by slot and number (`musttls_common::policy::slot_cipher`): the servers that refuse each.
+/// Entry: 12 bytes and about 60 of the kernel's. See [`ROOTS`].
+#[btf_map]
+pub(crate) static CIPHERS: HashMap<
+    u32,
+    u64,
+    { 2 * MAX_CIPHER_ENTRIES },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();

@@ -6,17 +6,19 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, NEVER, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress,
-    SlotUser, WALK_ROUNDS, Walk,
+    SlotUser, WALK_ROUNDS, Walk, slot_cipher,
 };
 use musttls_common::session::Endpoints;
 use musttls_common::verdict::Mode;
 
-use crate::maps::{ACTIVE, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
+use crate::maps::{ACTIVE, CIPHERS, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
 use crate::packet::{load_words, store_words};
 
 /// The policy in force, as it applies to one server.
 pub(crate) struct Policy<'a> {
     slot: u32,
+    /// The server's index.
+    index: u32,
     root: &'a PolicyRoot,
     server: &'a ServerPolicy,
 }
@@ -28,9 +30,14 @@ impl Policy<'_> {
     pub(crate) fn of(server: u16) -> Option<Self> {
         let slot = *ACTIVE.get(0)? & 1;
         let root = ROOTS.get(slot)?;
-        let server =
-            SERVERS.get(slot * MAX_SERVERS as u32 + u32::from(server) % MAX_SERVERS as u32)?;
-        Some(Self { slot, root, server })
+        let index = u32::from(server) % MAX_SERVERS as u32;
+        let server = SERVERS.get(slot * MAX_SERVERS as u32 + index)?;
+        Some(Self {
+            slot,
+            index,
+            root,
+            server,
+        })
     }
 
     /// The slot of the tables.
@@ -52,6 +59,26 @@ impl Policy<'_> {
     #[inline(always)]
     pub(crate) const fn names_users(&self) -> bool {
         self.root.names_users != 0
+    }
+
+    /// The lowest TLS version that passes.
+    #[inline(always)]
+    pub(crate) const fn floor(&self) -> u16 {
+        self.server.floor
+    }
+
+    /// A higher floor that is only reported; 0 for none.
+    #[inline(always)]
+    pub(crate) const fn observed_floor(&self) -> u16 {
+        self.server.observed_floor
+    }
+
+    /// Whether the server refuses a cipher suite.
+    #[inline(always)]
+    pub(crate) fn refuses(&self, cipher: u16) -> bool {
+        // SAFETY: the agent does not change the tables of the slot in force.
+        let servers = unsafe { CIPHERS.get(slot_cipher(self.slot, cipher)) };
+        servers.is_some_and(|servers| servers >> self.index & 1 != 0)
     }
 
     /// Whether exception `rule` holds for any user.

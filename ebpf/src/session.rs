@@ -1,5 +1,6 @@
 //! `sock_ops`: listeners and sessions come and go.
 
+use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext as _;
@@ -267,6 +268,25 @@ pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
         Reason::LoginBeforeGreeting,
         Policy::of(record.endpoints.server).as_ref(),
     )
+}
+
+/// Whether the session is denied for its TLS, and not for plaintext.
+#[inline(always)]
+pub(crate) const fn is_denied_for_tls(record: &SocketRecord) -> bool {
+    match Reason::from_u8(record.reason) {
+        Some(reason) => reason.is_of_tls(),
+        None => false,
+    }
+}
+
+/// Adds to a counter that other CPUs change, too.
+#[inline(always)]
+pub(crate) fn add(counter: *mut u32, change: i32) {
+    // BPF_XADD (all kernels); Rust's atomics are not available on the BPF target.
+    // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
+    unsafe {
+        asm!("lock *(u32 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) i64::from(change));
+    }
 }
 
 /// The client claimed TLS, and nothing came of it.

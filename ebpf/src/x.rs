@@ -4,8 +4,6 @@
 //! These are programs of their own, called by those that are attached (`bpf_tail_call`): the verifier would not
 //! follow both protocols in one.
 
-use core::arch::asm;
-
 use aya_ebpf::programs::SkBuffContext;
 use musttls_common::counter::Outcome;
 use musttls_common::event::{Event, Kind};
@@ -15,11 +13,12 @@ use musttls_common::policy::NO_RULE;
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Reason};
 
+use crate::egress::Hello;
 use crate::emit::Ring;
 use crate::maps::{SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
-use crate::{egress, emit, ingress, session, sock};
+use crate::{egress, emit, floor, ingress, session, sock};
 
 /// Client to server: a segment with payload, or with the URG flag, of an undecided session.
 #[inline(always)]
@@ -28,24 +27,18 @@ pub(crate) fn on_ingress(ctx: &SkBuffContext) -> Action {
         return Action::Drop;
     };
     let counter = &raw mut record.judging;
-    add(counter, 1);
+    session::add(counter, 1);
     // SAFETY: a valid place in the record; another CPU may change it meanwhile.
     let action = if unsafe { counter.read_volatile() } == 1 {
         alone(ctx, record)
     } else {
         ingress::held(Hold::Concurrent, policy::mode(record.endpoints.server))
     };
-    add(counter, -1);
-    action
-}
-
-/// Adds to a counter that other CPUs change, too.
-#[inline(always)]
-fn add(counter: *mut u32, change: i32) {
-    // BPF_XADD (all kernels); Rust's atomics are not available on the BPF target.
-    // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
-    unsafe {
-        asm!("lock *(u32 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) i64::from(change));
+    session::add(counter, -1);
+    if action == Action::Pass {
+        floor::behind_claim(ctx, record)
+    } else {
+        action
     }
 }
 
@@ -176,9 +169,11 @@ fn undecided(
     if record.phase != Phase::Claimed as u8 {
         return Action::Pass;
     }
-    // What is not a `ServerHello` proves nothing, and is not looked at further: what follows stays held.
-    let _is_proof = egress::read_hello(ctx, record, tcp, start, end, flight);
-    Action::Pass
+    match egress::read_hello(ctx, record, tcp, start, end, flight) {
+        Hello::Whole => floor::judge_server_hello(ctx, record),
+        // What is not a `ServerHello` proves nothing, and is not looked at further: what follows stays held.
+        Hello::Part | Hello::None => Action::Pass,
+    }
 }
 
 /// A packet to the client of a denied session. What the server says goes out, since it has read no login: its answer
@@ -188,9 +183,11 @@ fn undecided(
 const fn denied(record: &SocketRecord, tcp: &Tcp) -> Action {
     let may_have_read =
         record.reason == Reason::LoginBeforeGreeting as u8 || record.server_frames.answers_login();
-    if tcp.payload_len > 0 && !may_have_read {
-        Action::Pass
-    } else {
+    if tcp.payload_len == 0 || may_have_read {
         Action::Drop
+    } else if session::is_denied_for_tls(record) {
+        floor::lets_out(record, 0)
+    } else {
+        Action::Pass
     }
 }
