@@ -4,13 +4,11 @@
 //! |---|---|
 //! | [`record`] | what stands in a record: OCSF 1.8.0, as `docs/audit-records.md` describes it |
 //! | `shape` | its fields, in the order in which they are written |
-//! | [`cipher`] | names of cipher suites |
 //! | [`sink`] | where lines go, and what happens when they cannot |
 //!
 //! Invariant: no auth byte can get into a record. [`record::Session`] has no field for one, and
 //! [`crate::login`] reads only what follows the auth response.
 
-pub mod cipher;
 pub mod record;
 mod shape;
 pub mod sink;

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod bypass;
 pub mod capability;
+pub mod cipher;
 pub mod cli;
 pub mod clock;
 pub mod commands;

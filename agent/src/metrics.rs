@@ -23,10 +23,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use tokio::net::TcpListener;
 
-use crate::audit::cipher;
 use crate::audit::record::{self, Session, Transport};
 use crate::audit::sink::{SinkError, Stats};
 use crate::bypass::{self, Look};
+use crate::cipher;
 use crate::config::{Config, Expiry};
 
 /// From the login to the ERR, in seconds. The servers' own refusal takes 70 to 200 us on a local
@@ -57,6 +57,7 @@ pub struct Metrics {
     listeners_unrecorded: Counter,
     held_segments: Family<Labels<1>, Counter>,
     sessions: Family<Labels<2>, Counter>,
+    below_observed_floor: Family<Labels<1>, Counter>,
     audit_events: Counter,
     audit_events_lost: Counter,
     sink_errors: Family<Labels<2>, Counter>,
@@ -116,6 +117,11 @@ impl Metrics {
             ),
             held_segments: add(r, "held_segments", "Segments held to be sent again"),
             sessions: add(r, "sessions", "Sessions the kernel counted, by outcome"),
+            below_observed_floor: add(
+                r,
+                "tls_below_observed_floor",
+                "Secure sessions that the observed TLS floor would refuse",
+            ),
             audit_events: add(r, "audit_events", "Audit records written"),
             audit_events_lost: add(r, "audit_events_lost", "Audit records lost by the sink"),
             sink_errors: add(r, "sink_errors", "Failed writes of audit records"),
@@ -224,6 +230,11 @@ impl Metrics {
                 let value = total(counter::outcome(server, outcome));
                 store(&self.sessions.get_or_create(&labels), value);
             }
+            let labels = one("server", config.server_name(server));
+            store(
+                &self.below_observed_floor.get_or_create(&labels),
+                total(counter::below_observed(server)),
+            );
         }
     }
 
@@ -430,6 +441,8 @@ mod tests {
             endpoints: endpoints(),
             version,
             cipher: 0x1302,
+            offered: 0,
+            floor: 0,
         };
         metrics.session(&session(tls(0x0304), record::Outcome::Allowed));
         metrics.session(&session(tls(0x7777), record::Outcome::Allowed));

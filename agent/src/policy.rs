@@ -20,7 +20,7 @@ use musttls_common::policy::{
     MAX_SERVERS, NEVER, PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey, first_match,
 };
 
-use crate::config::{Config, Exception, Expiry};
+use crate::config::{Config, Exception, Expiry, Floor};
 
 /// The IPv4-mapped part of the address space, `::ffff:0:0/96`.
 const V4_SPACE: (u128, u32) = (0xffff_0000_0000, V4_MAPPED_PREFIX_BITS);
@@ -42,6 +42,8 @@ pub struct Tables {
     pub users: Vec<(UserKey, RuleSet)>,
     /// When each exception ends, in the order of the configuration.
     pub times: Vec<RuleTimes>,
+    /// Refused cipher suites, each with the set of servers that refuse it, bit by index. Sorted by number.
+    pub ciphers: Vec<(u16, u64)>,
 }
 
 /// Compiles `config`.
@@ -83,6 +85,7 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
         trusted: networks(iter::once((0, &config.trusted_proxies[..]))),
         users,
         times,
+        ciphers: ciphers(config),
     }
 }
 
@@ -160,11 +163,27 @@ fn server<'c>(
             .as_deref()
             .is_none_or(|server| server == name)
     };
+    let tls = config.tls_of(index);
     ServerPolicy {
         exceptions: set_of(live.filter(|(_, exception)| applies(exception))),
         mode: config.mode_of(index) as u8,
-        _pad: [0; 7],
+        _pad: 0,
+        floor: tls.require.version(),
+        observed_floor: tls.observe.map_or(0, Floor::version),
+        _pad2: 0,
     }
+}
+
+/// The refused cipher suites of all servers. A server without settings of its own is the default entry.
+fn ciphers(config: &Config) -> Vec<(u16, u64)> {
+    let mut sets: BTreeMap<u16, u64> = BTreeMap::new();
+    for index in 0..MAX_SERVERS {
+        let tls = config.tls_of(u16::try_from(index).unwrap_or(0));
+        for suite in tls.refused_ciphers {
+            *sets.entry(suite).or_default() |= 1 << index;
+        }
+    }
+    sets.into_iter().collect()
 }
 
 fn users<'c>(
@@ -266,7 +285,7 @@ fn expires_ns(expires: Expiry, now: Timestamp, boottime_now_ns: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ServerConfig;
+    use crate::config::{OwnTls, ServerConfig};
     use jiff::SignedDuration;
     use musttls_common::verdict::Mode;
     use proptest::prelude::*;
@@ -306,6 +325,7 @@ mod tests {
             name: name.to_owned(),
             ports: vec![],
             mode,
+            tls: OwnTls::default(),
         };
         Config {
             servers: vec![server("a", Some(Mode::Enforce)), server("b", None)],
@@ -470,6 +490,47 @@ mod tests {
             .collect();
         assert_eq!(entries, [(0b01, 0), (0b01, 1), (0b11, 0), (0b01, 0)]);
         assert_eq!((tables.root.version, tables.root.abi), (7, ABI_VERSION));
+    }
+
+    #[test]
+    fn each_server_has_its_floor_and_its_set_of_cipher_suites() {
+        let mut config = config(vec![]);
+        config.tls.observe = Some(Floor::V1_2);
+        config.tls.refused_ciphers = [0x0005, 0x000a].into();
+        for (server, tls) in config.servers.iter_mut().zip([
+            OwnTls {
+                require: Some(Floor::V1_2),
+                refused_ciphers: Some([0x000a, 0x1303].into()),
+                ..OwnTls::default()
+            },
+            OwnTls {
+                observe: Some(Floor::V1_3),
+                ..OwnTls::default()
+            },
+        ]) {
+            server.tls = tls;
+        }
+        let tables = compile(&config, 1, now(), BOOTTIME);
+        let floors: Vec<(u16, u16)> = tables
+            .servers
+            .iter()
+            .take(4)
+            .map(|server| (server.floor, server.observed_floor))
+            .collect();
+        // What is observed everywhere is no more than server `a` requires.
+        assert_eq!(
+            floors,
+            [
+                (0x0301, 0x0303),
+                (0x0303, 0),
+                (0x0301, 0x0304),
+                (0x0301, 0x0303)
+            ]
+        );
+        assert_eq!(
+            tables.ciphers,
+            [(0x0005, !0b10), (0x000a, !0), (0x1303, 0b10)]
+        );
     }
 
     #[test]

@@ -78,10 +78,12 @@ pub enum Global {
     LostListens = 14,
 }
 
-/// Number of counters: the global ones, then [`Outcome::ALL`] for each server.
-pub const COUNTERS: usize = OUTCOMES_BASE + MAX_SERVERS * Outcome::ALL.len();
+/// Number of counters: the global ones, then [`Outcome::ALL`] for each server, then [`below_observed`] for each.
+pub const COUNTERS: usize = BELOW_OBSERVED_BASE + MAX_SERVERS;
 /// Index of the first outcome counter.
 const OUTCOMES_BASE: usize = 16;
+/// Index of the first counter of sessions below an observed floor.
+const BELOW_OBSERVED_BASE: usize = OUTCOMES_BASE + MAX_SERVERS * Outcome::ALL.len();
 
 const _: () = assert!(Global::Hold as usize + crate::verdict::Hold::ALL.len() <= OUTCOMES_BASE);
 
@@ -89,12 +91,23 @@ const _: () = assert!(Global::Hold as usize + crate::verdict::Hold::ALL.len() <=
 #[must_use]
 #[inline(always)]
 pub const fn outcome(server: u16, outcome: Outcome) -> u32 {
-    let server = if (server as usize) < MAX_SERVERS {
+    OUTCOMES_BASE as u32 + place(server) * Outcome::ALL.len() as u32 + outcome as u32
+}
+
+/// Index of a server's counter of secure sessions that a floor which is only observed would refuse.
+#[must_use]
+#[inline(always)]
+pub const fn below_observed(server: u16) -> u32 {
+    BELOW_OBSERVED_BASE as u32 + place(server)
+}
+
+#[inline(always)]
+const fn place(server: u16) -> u32 {
+    if (server as usize) < MAX_SERVERS {
         server as u32
     } else {
         0
-    };
-    OUTCOMES_BASE as u32 + server * Outcome::ALL.len() as u32 + outcome as u32
+    }
 }
 
 /// Index of the counter of held segments.
@@ -111,7 +124,12 @@ mod tests {
     #[test]
     fn indices_stay_in_the_array() {
         assert!((outcome(u16::MAX, Outcome::NoLogin) as usize) < COUNTERS);
-        assert_eq!(outcome(63, Outcome::NoLogin) as usize, COUNTERS - 1);
+        assert_eq!(
+            outcome(63, Outcome::NoLogin) + 1,
+            below_observed(0),
+            "no index stands for two"
+        );
+        assert_eq!(below_observed(63) as usize, COUNTERS - 1);
         assert_eq!(hold(crate::verdict::Hold::NoRecord), 11);
     }
 }

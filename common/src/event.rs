@@ -90,9 +90,15 @@ pub struct Event {
     pub client_end: u16,
     /// What the first of these headers says of the client.
     pub proxied: Proxied,
+    /// The best TLS version the client offered, where its `ClientHello` was read; else 0.
+    pub offered_version: u16,
+    /// The TLS floor that refused the session, or of a session that passed: that would refuse it; 0 for none.
+    pub floor: u16,
+    #[doc(hidden)]
+    pub _pad: [u8; 4],
 }
 
-const _: () = assert!(size_of::<Event>() == 112 && align_of::<Event>() == 8);
+const _: () = assert!(size_of::<Event>() == 120 && align_of::<Event>() == 8);
 
 /// Longest part of a login behind the auth response that is copied (schema, plugin, attributes), in
 /// bytes. Drivers send 100 to 400; what is longer is cut, which the record says.

@@ -11,6 +11,7 @@
 //! | [`mysqlx`] | X Protocol before TLS: frames of both sides | - | gate, agent |
 //! | [`proxy`] | PROXY protocol headers before the login: where each ends, whom it names | - | gate |
 //! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |
+//! | [`floor`] | which TLS is good enough; what a client's `ClientHello` offers | - | gate, agent |
 //! | [`judge`] | what one client segment proves | - | gate |
 //! | [`verdict`] | verdict, reason, mode, action | gate | agent |
 //! | [`policy`] | exceptions as bit vectors, evaluated in constant time | agent | gate, agent |
@@ -31,6 +32,7 @@
 pub mod addr;
 pub mod counter;
 pub mod event;
+pub mod floor;
 pub mod judge;
 pub mod mysql;
 pub mod mysqlx;

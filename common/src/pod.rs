@@ -15,15 +15,15 @@ macro_rules! pod {
 }
 
 pod! {
-    Event = 8 + 8 + 8 + 40 + 4 + 4 + 2 + 2 + 2 + 2 + 4 + 6 + 2 + 20,
+    Event = 8 + 8 + 8 + 40 + 4 + 4 + 2 + 2 + 2 + 2 + 4 + 6 + 2 + 20 + 2 + 2 + 4,
     Listener = 2 + 1 + 1 + 4,
     PolicyRoot = 128 + 4 + 2 + 1 + 1,
     RuleSet = 128,
     RuleTimes = 8,
-    ServerPolicy = 128 + 1 + 7,
+    ServerPolicy = 128 + 1 + 1 + 2 + 2 + 2,
     SlotAddress = 8 + 16,
     SlotUser = 8 + 128,
-    SocketRecord = 8 + 8 + 40 + 4 + 4 + 12 + 16 + 12 + 12 + 32 + 4 + 4 + 4 + 2 + 2 + 4 + 6 + 2 + 4 + 4,
+    SocketRecord = 8 + 8 + 40 + 16 + 4 + 4 + 12 + 16 + 20 + 12 + 12 + 32 + 4 + 4 + 4 + 2 + 2 + 4 + 6 + 2 + 4 + 2 + 2 + 4,
     UnixPeer = 8 + 4 + 4 + 16,
     UserKey = 128,
 }

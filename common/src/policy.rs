@@ -75,6 +75,9 @@ impl UserKey {
 pub const MAX_NETWORK_ENTRIES: usize = 131_072;
 /// Most users in a policy's table.
 pub const MAX_USER_ENTRIES: usize = 16_384;
+/// Most refused cipher suites in a policy's table: IANA has some 340.
+pub const MAX_CIPHER_ENTRIES: usize = 1024;
+const _: () = assert!(MAX_SERVERS == 64, "a set of servers is a u64");
 /// Bits of [`SlotAddress`] before the address.
 pub const SLOT_BITS: u32 = 64;
 
@@ -129,7 +132,21 @@ pub struct ServerPolicy {
     /// A [`crate::verdict::Mode`].
     pub mode: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 7],
+    pub _pad: u8,
+    /// The lowest TLS version that passes (`ProtocolVersion`).
+    pub floor: u16,
+    /// A higher floor that is only reported; 0 for none.
+    pub observed_floor: u16,
+    #[doc(hidden)]
+    pub _pad2: u16,
+}
+
+/// Key of the table of refused cipher suites: the slot above the suite's IANA number. The value is a set of servers,
+/// bit by index.
+#[must_use]
+#[inline(always)]
+pub const fn slot_cipher(slot: u32, cipher: u16) -> u32 {
+    slot << 16 | cipher as u32
 }
 
 /// What a policy holds once.

@@ -5,8 +5,10 @@
 //! (`bpf_sk_storage_clone` in `sk_clone_lock`, Linux 5.4, commit 8f51dfc73bf1): a session of a protected
 //! listener without a record cannot exist.
 
+use crate::floor::ClientHelloReader;
 use crate::mysql::GreetingReader;
 use crate::mysqlx::{ClientFrames, ServerFrames};
+use crate::policy::Walk;
 use crate::proxy::Headers;
 use crate::tls::ServerHelloReader;
 
@@ -153,6 +155,8 @@ pub struct SocketRecord {
     pub listener_cookie: u64,
     /// Who talks to whom.
     pub endpoints: Endpoints,
+    /// The walk over exceptions on egress, which has no scratch record.
+    pub walk: Walk,
     /// First sequence number of the client's stream: ISN + 1.
     pub client_base: u32,
     /// First sequence number of the server's stream: ISN + 1.
@@ -161,6 +165,8 @@ pub struct SocketRecord {
     pub greeting: GreetingReader,
     /// The server's first TLS flight, read on egress.
     pub hello: ServerHelloReader,
+    /// The client's first TLS flight, read on ingress where a floor asks for it.
+    pub client_hello: ClientHelloReader,
     /// X Protocol: the client's frames before TLS, read on ingress.
     pub client_frames: ClientFrames,
     /// X Protocol: the server's frames before TLS, read on egress.
@@ -171,7 +177,8 @@ pub struct SocketRecord {
     pub login_head_end: u32,
     /// Version of the policy that judged.
     pub policy_version: u32,
-    /// How many CPUs judge a frame of X Protocol or a PROXY protocol header of the client at this moment.
+    /// How many CPUs judge a frame of X Protocol, a PROXY protocol header or the `ClientHello` of the client at this
+    /// moment.
     pub judging: u32,
     /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
     pub rule: u16,
@@ -207,10 +214,14 @@ pub struct SocketRecord {
     /// sequence number's (RFC 8684 section 3.3).
     pub multipath: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub _pad: u8,
+    /// The TLS floor that refused, or that would; 0 for none.
+    pub floor: u16,
+    #[doc(hidden)]
+    pub _pad2: [u8; 4],
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 184 && align_of::<SocketRecord>() == 8);
+const _: () = assert!(size_of::<SocketRecord>() == 224 && align_of::<SocketRecord>() == 8);
 
 impl SocketRecord {
     /// Where the session stands. A denial is for good, whatever another CPU has written to `phase`.

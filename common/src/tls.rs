@@ -13,8 +13,14 @@ pub const CONTENT_ALERT: u8 = 0x15;
 /// `HandshakeType.server_hello` (RFC 8446 section 4).
 const SERVER_HELLO: u8 = 0x02;
 /// `ExtensionType.supported_versions` (RFC 8446 section 4.2).
-const SUPPORTED_VERSIONS: u16 = 0x002b;
+pub const SUPPORTED_VERSIONS: u16 = 0x002b;
 
+/// `ProtocolVersion` of TLS 1.0.
+pub const TLS_1_0: u16 = 0x0301;
+/// `ProtocolVersion` of TLS 1.1.
+pub const TLS_1_1: u16 = 0x0302;
+/// `ProtocolVersion` of TLS 1.2.
+pub const TLS_1_2: u16 = 0x0303;
 /// `ProtocolVersion` of TLS 1.3.
 pub const TLS_1_3: u16 = 0x0304;
 
@@ -36,21 +42,23 @@ mod state {
     pub(super) const RECORD_MAJOR: u8 = 1;
     pub(super) const RECORD_MINOR: u8 = 2;
     pub(super) const HANDSHAKE_TYPE: u8 = 3;
-    pub(super) const VERSION_HIGH: u8 = 4;
-    pub(super) const VERSION_LOW: u8 = 5;
-    pub(super) const SESSION_ID_LEN: u8 = 6;
-    pub(super) const CIPHER_HIGH: u8 = 7;
-    pub(super) const CIPHER_LOW: u8 = 8;
-    pub(super) const EXTENSIONS_HIGH: u8 = 9;
-    pub(super) const EXTENSIONS_LOW: u8 = 10;
-    pub(super) const TYPE_HIGH: u8 = 11;
-    pub(super) const TYPE_LOW: u8 = 12;
-    pub(super) const LEN_HIGH: u8 = 13;
-    pub(super) const LEN_LOW: u8 = 14;
-    pub(super) const SELECTED_HIGH: u8 = 15;
-    pub(super) const SELECTED_LOW: u8 = 16;
-    pub(super) const DONE: u8 = 17;
-    pub(super) const NOT_TLS: u8 = 18;
+    pub(super) const HELLO_HIGH: u8 = 4;
+    pub(super) const HELLO_LOW: u8 = 5;
+    pub(super) const VERSION_HIGH: u8 = 6;
+    pub(super) const VERSION_LOW: u8 = 7;
+    pub(super) const SESSION_ID_LEN: u8 = 8;
+    pub(super) const CIPHER_HIGH: u8 = 9;
+    pub(super) const CIPHER_LOW: u8 = 10;
+    pub(super) const EXTENSIONS_HIGH: u8 = 11;
+    pub(super) const EXTENSIONS_LOW: u8 = 12;
+    pub(super) const TYPE_HIGH: u8 = 13;
+    pub(super) const TYPE_LOW: u8 = 14;
+    pub(super) const LEN_HIGH: u8 = 15;
+    pub(super) const LEN_LOW: u8 = 16;
+    pub(super) const SELECTED_HIGH: u8 = 17;
+    pub(super) const SELECTED_LOW: u8 = 18;
+    pub(super) const DONE: u8 = 19;
+    pub(super) const NOT_TLS: u8 = 20;
 }
 
 /// Reads the bytes that follow the greeting in the server's stream.
@@ -59,8 +67,8 @@ mod state {
 pub struct ServerHelloReader {
     /// Offset in the server's stream of the next byte that is wanted.
     position: u32,
-    /// Offset just behind the extensions.
-    extensions_end: u32,
+    /// Offset just behind the message, then behind the extensions.
+    end: u32,
     /// `ProtocolVersion`, 0 until read. TLS 1.3 says 0x0303 here until `supported_versions` is read.
     version: u16,
     /// Cipher suite (IANA number), 0 until read.
@@ -79,7 +87,7 @@ impl ServerHelloReader {
     pub const fn at(start: u32) -> Self {
         Self {
             position: start,
-            extensions_end: 0,
+            end: 0,
             version: 0,
             cipher: 0,
             high: 0,
@@ -125,7 +133,7 @@ impl ServerHelloReader {
     /// The next extension, or the end.
     #[inline(always)]
     const fn extension_or_end(&mut self) {
-        self.state = if self.position >= self.extensions_end {
+        self.state = if self.position >= self.end {
             state::DONE
         } else {
             state::TYPE_HIGH
@@ -155,10 +163,14 @@ impl Reader for ServerHelloReader {
                 self.state = state::HANDSHAKE_TYPE;
             }
             state::HANDSHAKE_TYPE if byte == SERVER_HELLO => {
-                self.position += 3; // handshake length
-                self.state = state::VERSION_HIGH;
+                self.position += 1; // highest byte of the length: a record holds less
+                self.state = state::HELLO_HIGH;
             }
             state::CONTENT_TYPE..=state::HANDSHAKE_TYPE => self.state = state::NOT_TLS,
+            state::HELLO_LOW => {
+                self.end = self.position + self.number(byte) as u32;
+                self.state = state::VERSION_HIGH;
+            }
             state::VERSION_LOW => {
                 self.version = self.number(byte);
                 self.position += 32; // random
@@ -171,10 +183,15 @@ impl Reader for ServerHelloReader {
             state::CIPHER_LOW => {
                 self.cipher = self.number(byte);
                 self.position += 1; // compression method
-                self.state = state::EXTENSIONS_HIGH;
+                // Before TLS 1.3 there need be no extensions (RFC 5246 section 7.4.1.3). What follows is another message.
+                self.state = if self.position >= self.end {
+                    state::DONE
+                } else {
+                    state::EXTENSIONS_HIGH
+                };
             }
             state::EXTENSIONS_LOW => {
-                self.extensions_end = self.position + self.number(byte) as u32;
+                self.end = self.position + self.number(byte) as u32;
                 self.extension_or_end();
             }
             state::TYPE_LOW => {
@@ -271,6 +288,23 @@ mod tests {
     fn without_the_extension_the_legacy_version_counts() {
         let reader = read(&server_hello(None, false), &[]);
         assert_eq!((reader.version(), reader.cipher()), (0x0303, 0x1302));
+    }
+
+    #[test]
+    fn without_any_extension_the_message_ends_behind_the_compression_method() {
+        let mut bytes = server_hello(None, false);
+        let extensions = 2 + 40;
+        bytes.truncate(bytes.len() - extensions);
+        bytes[4] -= extensions as u8;
+        bytes[8] -= extensions as u8;
+        for next in [&[][..], &[0x16, 3, 3, 4, 0, 0x0b, 0, 3]] {
+            let reader = read(&[&bytes[..], next].concat(), &[]);
+            assert!(reader.is_done(), "{next:x?}");
+            assert_eq!((reader.version(), reader.cipher()), (0x0303, 0x1302));
+        }
+        for len in 0..bytes.len() - 1 {
+            assert!(!read(&bytes[..len], &[]).is_done(), "{len} bytes");
+        }
     }
 
     #[test]

@@ -89,6 +89,10 @@ pub enum Reason {
     /// The session speaks MPTCP, in which a client may say of each segment, and of each of several connections,
     /// where in the stream it belongs: what the server reads cannot be told from the segments.
     Multipath = 8,
+    /// The TLS version is below the floor of the policy.
+    TlsBelowFloor = 9,
+    /// The policy refuses the cipher suite, or all that the client offers.
+    TlsCipherRefused = 10,
 }
 
 impl Reason {
@@ -104,6 +108,8 @@ impl Reason {
             6 => Some(Self::NotALogin),
             7 => Some(Self::XWithoutTls),
             8 => Some(Self::Multipath),
+            9 => Some(Self::TlsBelowFloor),
+            10 => Some(Self::TlsCipherRefused),
             _ => None,
         }
     }
@@ -120,6 +126,25 @@ impl Reason {
             Self::NotALogin => "not-a-login",
             Self::XWithoutTls => "x-without-tls",
             Self::Multipath => "multipath",
+            Self::TlsBelowFloor => "tls-below-floor",
+            Self::TlsCipherRefused => "tls-cipher-refused",
+        }
+    }
+
+    /// Whether it is about a session in TLS, and not about plaintext.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of_tls(self) -> bool {
+        match self {
+            Self::TlsBelowFloor | Self::TlsCipherRefused => true,
+            Self::NoClientSsl
+            | Self::TlsNotOffered
+            | Self::NotBorneOut
+            | Self::Unjudgeable
+            | Self::LoginBeforeGreeting
+            | Self::NotALogin
+            | Self::XWithoutTls
+            | Self::Multipath => false,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::emit::Ring;
 use crate::maps::{EGRESS, EGRESS_ANSWER, EGRESS_X, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
-use crate::{emit, go_on, session, sock};
+use crate::{emit, floor, go_on, session, sock};
 
 /// Takes one packet.
 #[inline(always)]
@@ -121,8 +121,11 @@ fn answered(
     if record.phase != Phase::Claimed as u8 {
         return Action::Pass;
     }
-    if read_hello(ctx, record, tcp, start, end, greeting_len) || !record.hello.is_not_tls() {
-        return Action::Pass;
+    match read_hello(ctx, record, tcp, start, end, greeting_len) {
+        Hello::Whole => return floor::judge_server_hello(ctx, record),
+        Hello::Part => return Action::Pass,
+        Hello::None if !record.hello.is_not_tls() => return Action::Pass,
+        Hello::None => {}
     }
     if is_refusal(ctx, tcp, start, greeting_len) {
         record.phase = Phase::Foreign as u8;
@@ -134,8 +137,18 @@ fn answered(
     session::deny(record, Reason::NotBorneOut, policy.as_ref())
 }
 
-/// Reads what is at hand of the server's TLS flight, which begins at `flight` of its stream. A `ServerHello` makes the
-/// session secure. Returns whether it is one.
+/// What there is of a `ServerHello`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hello {
+    /// None, or not enough to tell.
+    None,
+    /// It is one, and more of it is to come: the client cannot answer it yet.
+    Part,
+    /// All of it, or all that is ever read.
+    Whole,
+}
+
+/// Reads what is at hand of the server's TLS flight, which begins at `flight` of its stream.
 #[inline(always)]
 pub(crate) fn read_hello(
     ctx: &SkBuffContext,
@@ -144,19 +157,19 @@ pub(crate) fn read_hello(
     start: u32,
     end: u32,
     flight: u32,
-) -> bool {
+) -> Hello {
     if record.hello.position() == 0 {
         record.hello = ServerHelloReader::at(flight);
     }
     let enough = packet::advance(ctx, tcp, &mut record.hello, start, end, SERVER_HELLO_STEPS);
     let hello = record.hello;
     if !hello.is_proof() {
-        return false;
+        Hello::None
+    } else if hello.is_done() || !enough {
+        Hello::Whole
+    } else {
+        Hello::Part
     }
-    if hello.is_done() || !enough {
-        session::secure(record, policy::mode(record.endpoints.server));
-    }
-    true
 }
 
 /// Whether the server's answer ends the handshake: a TLS alert, or an ERR packet.
@@ -206,6 +219,15 @@ fn denied(record: &mut SocketRecord, tcp: &Tcp, end: u32, greeted_before: bool) 
     } else {
         REFUSAL_LEN_41
     };
+    if session::is_denied_for_tls(record) {
+        return if tcp.payload_len == 0 {
+            Action::Drop
+        } else if end <= greeting_len {
+            Action::Pass
+        } else {
+            floor::lets_out(record, end - greeting_len)
+        };
+    }
     // A session that is denied for what the server answered has no room for a refusal any more.
     let room = if record.reason == Reason::NotBorneOut as u8 {
         0

@@ -33,6 +33,11 @@ pub(crate) fn count_outcome(record: &SocketRecord, outcome: Outcome) {
 }
 
 #[inline(always)]
+pub(crate) fn count_below_observed(record: &SocketRecord) {
+    count(counter::below_observed(record.endpoints.server));
+}
+
+#[inline(always)]
 pub(crate) fn count_hold(hold: Hold) {
     count(counter::hold(hold));
 }
@@ -69,6 +74,8 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
         record.headers.end()
     };
     event.proxied = record.headers.proxied;
+    event.offered_version = record.client_hello.version();
+    event.floor = record.floor;
 }
 
 /// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself ten times a

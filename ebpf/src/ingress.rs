@@ -21,7 +21,7 @@ use crate::maps::{
 };
 use crate::packet::{self, Unreadable};
 use crate::policy::{self, Policy};
-use crate::{emit, go_on, session, sock};
+use crate::{emit, floor, go_on, session, sock};
 
 /// Takes one packet.
 #[inline(always)]
@@ -290,7 +290,7 @@ pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
     if claims && record.phase == Phase::Plain as u8 {
         record.phase = Phase::Claimed as u8;
     }
-    Action::Pass
+    floor::behind_claim(ctx, record)
 }
 
 /// Keeps the packet header of the login: the soft landing needs to know what the server has read.
@@ -356,7 +356,7 @@ fn plaintext(
         } else {
             None
         };
-        if let Some(rule) = policy.exception(record, named, &mut scratch.walk) {
+        if let Some(rule) = policy.exception(policy.client(record), named, &mut scratch.walk) {
             return excepted(record, scratch, policy, rule);
         }
         if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {

@@ -5,7 +5,7 @@
 //! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.8 | no gate |
 //! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
 //! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
-//! | `on_head`, `on_login`, `on_answer`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
+//! | `on_head`, `on_login`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
 //! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
 
 #![no_std]
@@ -32,6 +32,7 @@
 
 mod egress;
 mod emit;
+mod floor;
 mod head;
 mod ingress;
 mod maps;
@@ -117,6 +118,20 @@ fn on_egress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn on_answer(ctx: SkBuffContext) -> i32 {
     skb_result(egress::on_answer(&ctx))
+}
+
+/// Client to server: what follows the claim of TLS.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_client_hello(ctx: SkBuffContext) -> i32 {
+    skb_result(floor::on_client_hello(&ctx))
+}
+
+/// Server to client: the `ServerHello`.
+#[cgroup_skb(egress)]
+#[inline(always)]
+fn on_server_hello(ctx: SkBuffContext) -> i32 {
+    skb_result(floor::on_server_hello(&ctx))
 }
 
 /// Client to server, in X Protocol.

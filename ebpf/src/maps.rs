@@ -11,8 +11,8 @@ use musttls_common::counter::COUNTERS as COUNTER_COUNT;
 use musttls_common::event::{Event, Login};
 use musttls_common::judge::Segment;
 use musttls_common::policy::{
-    MAX_NETWORK_ENTRIES, MAX_RULES, MAX_SERVERS, MAX_USER_ENTRIES, PolicyRoot, RuleSet, RuleTimes,
-    ServerPolicy, SlotAddress, SlotUser, Walk,
+    MAX_CIPHER_ENTRIES, MAX_NETWORK_ENTRIES, MAX_RULES, MAX_SERVERS, MAX_USER_ENTRIES, PolicyRoot,
+    RuleSet, RuleTimes, ServerPolicy, SlotAddress, SlotUser, Walk,
 };
 use musttls_common::proxy::{HeaderReader, WINDOW};
 use musttls_common::session::{Listener, SocketRecord};
@@ -84,7 +84,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 
 /// The record of each listener and session.
 ///
-/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 184 bytes and about
+/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 224 bytes and about
 /// 80 of the kernel's, charged to the socket (`net.core.optmem_max`). Full: the kernel does not accept
 /// the connection.
 #[btf_map]
@@ -102,25 +102,29 @@ pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usiz
 
 /// Programs that `on_ingress` calls.
 ///
-/// Writer: agent, before it attaches the gate. Reader: `ingress`. Empty: what they would judge is held.
+/// Writer: agent, before it attaches the gate. Readers: `ingress`, `floor`. Empty: what they would judge is held.
 #[btf_map]
-pub(crate) static INGRESS: ProgramArray<3> = ProgramArray::new();
+pub(crate) static INGRESS: ProgramArray<4> = ProgramArray::new();
 /// `x_ingress` in [`INGRESS`].
 pub(crate) const INGRESS_X: u32 = 0;
 /// `on_head` in [`INGRESS`].
 pub(crate) const INGRESS_HEAD: u32 = 1;
 /// `on_login` in [`INGRESS`].
 pub(crate) const INGRESS_LOGIN: u32 = 2;
+/// `on_client_hello` in [`INGRESS`].
+pub(crate) const INGRESS_CLIENT_HELLO: u32 = 3;
 
 /// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
 ///
-/// Writer: agent, before it attaches the gate. Reader: `egress`. Empty: what they would read is held.
+/// Writer: agent, before it attaches the gate. Readers: `egress`, `x`. Empty: what they would read is held.
 #[btf_map]
-pub(crate) static EGRESS: ProgramArray<2> = ProgramArray::new();
+pub(crate) static EGRESS: ProgramArray<3> = ProgramArray::new();
 /// `x_egress` in [`EGRESS`].
 pub(crate) const EGRESS_X: u32 = 0;
 /// `on_answer` in [`EGRESS`].
 pub(crate) const EGRESS_ANSWER: u32 = 1;
+/// `on_server_hello` in [`EGRESS`].
+pub(crate) const EGRESS_SERVER_HELLO: u32 = 2;
 
 /// What the agent found out about listeners that began to listen while the gate was on, by cookie.
 ///
@@ -137,7 +141,7 @@ pub(crate) static PORTS: HashMap<u32, Listener, 256> = HashMap::new();
 
 /// Denied sessions that wait for the agent's refusal, by cookie: the truth of which events are the hint.
 ///
-/// Writer: `emit` adds; the agent and `session` (at close) remove. Reader: agent. Entry: 120 bytes; 16,384
+/// Writer: `emit` adds; the agent and `session` (at close) remove. Reader: agent. Entry: 128 bytes; 16,384
 /// entries, 3.1 MB. Full: the session stays denied and is counted in `HeldFull`.
 #[btf_map]
 pub(crate) static HELD: HashMap<u64, Event, 16384> = HashMap::new();
@@ -151,7 +155,7 @@ pub(crate) static DENIALS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
 
 /// New listeners, for the agent to name. A ring of its own: any local process can listen as often as it likes.
 ///
-/// Writer: `emit`. Reader: agent. 64 KiB: 630 listeners. Full: counted in `LostListens`; the listener stays pending
+/// Writer: `emit`. Reader: agent. 64 KiB: 512 listeners. Full: counted in `LostListens`; the listener stays pending
 /// until the agent's next look, or for good if it is no server's.
 #[btf_map]
 pub(crate) static LISTENS: RingBuf<u8, { 64 << 10 }> = RingBuf::new();
@@ -159,7 +163,7 @@ pub(crate) static LISTENS: RingBuf<u8, { 64 << 10 }> = RingBuf::new();
 /// All other sessions, for the audit stream. A ring of its own, so that a flood of them cannot delay a
 /// refusal.
 ///
-/// Writer: `emit`. Reader: agent. 2 MiB: 21,000 TLS sessions. Full: counted in `LostSessions`.
+/// Writer: `emit`. Reader: agent. 2 MiB: 16,000 TLS sessions. Full: counted in `LostSessions`.
 #[btf_map]
 pub(crate) static SESSIONS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
 
@@ -226,3 +230,12 @@ pub(crate) static USERS: HashMap<
 /// When each exception ends, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static TIMES: Array<RuleTimes, { 2 * MAX_RULES }> = Array::new();
+/// Refused cipher suites, by slot and number (`musttls_common::policy::slot_cipher`): the servers that refuse each.
+/// Entry: 12 bytes and about 60 of the kernel's. See [`ROOTS`].
+#[btf_map]
+pub(crate) static CIPHERS: HashMap<
+    u32,
+    u64,
+    { 2 * MAX_CIPHER_ENTRIES },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();

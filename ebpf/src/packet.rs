@@ -165,8 +165,8 @@ pub(crate) fn advance<R: Reader + Copy>(
 /// former round left there for a difference between two states.
 #[inline(always)]
 pub(crate) fn load_words<T: Copy>(place: *const T) -> T {
-    const { assert!(size_of::<T>().is_multiple_of(4) && size_of::<T>() <= 16 && align_of::<T>() >= 4) };
-    let mut words = [0_u32; 4];
+    const { assert!(size_of::<T>().is_multiple_of(4) && size_of::<T>() <= 20 && align_of::<T>() >= 4) };
+    let mut words = [0_u32; 5];
     let mut index = 0;
     while index < size_of::<T>() / 4 {
         // SAFETY: `place` is valid for as many words as `T` has.
@@ -183,7 +183,7 @@ pub(crate) fn load_words<T: Copy>(place: *const T) -> T {
 /// Writes a value back, as [`load_words`] read it.
 #[inline(always)]
 pub(crate) fn store_words<T: Copy>(place: *mut T, value: T) {
-    let mut words = [0_u32; 4];
+    let mut words = [0_u32; 5];
     // SAFETY: `words` has as many bytes as `T` at least.
     unsafe { ptr::from_mut(&mut words).cast::<T>().write(value) };
     let mut index = 0;

@@ -6,17 +6,19 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, NEVER, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress,
-    SlotUser, WALK_ROUNDS, Walk,
+    SlotUser, WALK_ROUNDS, Walk, slot_cipher,
 };
 use musttls_common::session::SocketRecord;
 use musttls_common::verdict::Mode;
 
-use crate::maps::{ACTIVE, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
+use crate::maps::{ACTIVE, CIPHERS, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
 use crate::packet::{load_words, store_words};
 
 /// The policy in force, as it applies to one server.
 pub(crate) struct Policy<'a> {
     slot: u32,
+    /// The server's index.
+    index: u32,
     root: &'a PolicyRoot,
     server: &'a ServerPolicy,
 }
@@ -28,9 +30,14 @@ impl Policy<'_> {
     pub(crate) fn of(server: u16) -> Option<Self> {
         let slot = *ACTIVE.get(0)? & 1;
         let root = ROOTS.get(slot)?;
-        let server =
-            SERVERS.get(slot * MAX_SERVERS as u32 + u32::from(server) % MAX_SERVERS as u32)?;
-        Some(Self { slot, root, server })
+        let index = u32::from(server) % MAX_SERVERS as u32;
+        let server = SERVERS.get(slot * MAX_SERVERS as u32 + index)?;
+        Some(Self {
+            slot,
+            index,
+            root,
+            server,
+        })
     }
 
     /// The slot of the tables.
@@ -54,6 +61,26 @@ impl Policy<'_> {
         self.root.names_users != 0
     }
 
+    /// The lowest TLS version that passes.
+    #[inline(always)]
+    pub(crate) const fn floor(&self) -> u16 {
+        self.server.floor
+    }
+
+    /// A higher floor that is only reported; 0 for none.
+    #[inline(always)]
+    pub(crate) const fn observed_floor(&self) -> u16 {
+        self.server.observed_floor
+    }
+
+    /// Whether the server refuses a cipher suite.
+    #[inline(always)]
+    pub(crate) fn refuses(&self, cipher: u16) -> bool {
+        // SAFETY: the agent does not change the tables of the slot in force.
+        let servers = unsafe { CIPHERS.get(slot_cipher(self.slot, cipher)) };
+        servers.is_some_and(|servers| servers >> self.index & 1 != 0)
+    }
+
     /// Whether exception `rule` holds for any user.
     #[inline(always)]
     pub(crate) fn is_for_any_user(&self, rule: u16) -> bool {
@@ -74,22 +101,26 @@ impl Policy<'_> {
             .is_some_and(|set| set.0[0] != 0)
     }
 
-    /// The exception that allows a plaintext login of `user` (if known) in the session of `record`. `walk` lies
-    /// in a map.
+    /// Whose address exceptions are held against: the client that a trusted proxy has named, or the peer.
     #[inline(always)]
-    pub(crate) fn exception(
-        &self,
-        record: &SocketRecord,
-        user: Option<&SlotUser>,
-        walk: &mut Walk,
-    ) -> Option<u16> {
+    pub(crate) fn client(&self, record: &SocketRecord) -> [u8; 16] {
         let peer = record.endpoints.client_addr;
         let proxied = &record.headers.proxied;
-        let client = if proxied.has_address() && self.trusts(peer) {
+        if proxied.has_address() && self.trusts(peer) {
             proxied.addr
         } else {
             peer
-        };
+        }
+    }
+
+    /// The exception that allows a plaintext login of `user` (if known) from `client`. `walk` lies in a map.
+    #[inline(always)]
+    pub(crate) fn exception(
+        &self,
+        client: [u8; 16],
+        user: Option<&SlotUser>,
+        walk: &mut Walk,
+    ) -> Option<u16> {
         let address = SlotAddress::new(self.slot, client);
         let source = NETWORKS.get(&Key::new(SLOT_BITS + 128, address))?;
         let named = match user {

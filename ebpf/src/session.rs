@@ -269,6 +269,15 @@ pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {
     )
 }
 
+/// Whether the session is denied for its TLS, and not for plaintext.
+#[inline(always)]
+pub(crate) const fn is_denied_for_tls(record: &SocketRecord) -> bool {
+    match Reason::from_u8(record.reason) {
+        Some(reason) => reason.is_of_tls(),
+        None => false,
+    }
+}
+
 /// The client claimed TLS, and nothing came of it.
 #[inline(always)]
 pub(crate) fn tls_failed(record: &mut SocketRecord, mode: Mode) {

@@ -13,11 +13,12 @@ use musttls_common::policy::NO_RULE;
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Reason};
 
+use crate::egress::Hello;
 use crate::emit::Ring;
 use crate::maps::{SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
-use crate::{egress, emit, ingress, session, sock};
+use crate::{egress, emit, floor, ingress, session, sock};
 
 /// Client to server: a segment with payload, or with the URG flag, of an undecided session.
 #[inline(always)]
@@ -25,8 +26,13 @@ pub(crate) fn on_ingress(ctx: &SkBuffContext) -> Action {
     let Some(record) = sock(ctx).and_then(|sk| SOCKETS.get(sk.cast())) else {
         return Action::Drop;
     };
-    ingress::alone(record, |record| alone(ctx, record))
-        .unwrap_or_else(|| ingress::concurrent(record))
+    let action = ingress::alone(record, |record| alone(ctx, record))
+        .unwrap_or_else(|| ingress::concurrent(record));
+    if action == Action::Pass {
+        floor::behind_claim(ctx, record)
+    } else {
+        action
+    }
 }
 
 /// Judges a segment while no other CPU judges one of its session: the first copy of a header decides for the rest.
@@ -85,7 +91,7 @@ fn plaintext(record: &mut SocketRecord, reason: Reason, policy: Option<&Policy<'
     if let (Some(policy), Some(scratch)) = (policy, SCRATCH.get_ptr_mut(0)) {
         // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
         let walk = unsafe { &mut (*scratch).walk };
-        if let Some(rule) = policy.exception(record, None, walk) {
+        if let Some(rule) = policy.exception(policy.client(record), None, walk) {
             record.rule = rule;
             record.policy_version = policy.version();
             record.phase = Phase::Excepted as u8;
@@ -156,9 +162,11 @@ fn undecided(
     if record.phase != Phase::Claimed as u8 {
         return Action::Pass;
     }
-    // What is not a `ServerHello` proves nothing, and is not looked at further: what follows stays held.
-    let _is_proof = egress::read_hello(ctx, record, tcp, start, end, flight);
-    Action::Pass
+    match egress::read_hello(ctx, record, tcp, start, end, flight) {
+        Hello::Whole => floor::judge_server_hello(ctx, record),
+        // What is not a `ServerHello` proves nothing, and is not looked at further: what follows stays held.
+        Hello::Part | Hello::None => Action::Pass,
+    }
 }
 
 /// A packet to the client of a denied session. What the server says goes out, since it has read no login: its answer
@@ -168,9 +176,11 @@ fn undecided(
 const fn denied(record: &SocketRecord, tcp: &Tcp) -> Action {
     let may_have_read =
         record.reason == Reason::LoginBeforeGreeting as u8 || record.server_frames.answers_login();
-    if tcp.payload_len > 0 && !may_have_read {
-        Action::Pass
-    } else {
+    if tcp.payload_len == 0 || may_have_read {
         Action::Drop
+    } else if session::is_denied_for_tls(record) {
+        floor::lets_out(record, 0)
+    } else {
+        Action::Pass
     }
 }

@@ -11,6 +11,7 @@ use musttls_tests::evidence::{self, Counts};
 use musttls_tests::netns::Net;
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{OPEN_USER, Options, Product, Server, USER};
+use musttls_tests::tls::TlsClient;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{
     CLIENT_SSL, COM_QUIT, ErrorPacket, LoginPacket, REFUSED, REFUSED_TEXT, packet,
@@ -362,4 +363,53 @@ fn names_user(heard: &[u8]) -> bool {
     heard
         .windows(USER.len())
         .any(|window| window == USER.as_bytes())
+}
+
+/// So a refusal of its TLS costs the server the same, however it is done.
+#[test]
+fn whatever_follows_the_request_for_tls_but_tls_is_a_handshake_error() {
+    const FATAL: [u8; 7] = [0x15, 3, 1, 0, 2, 2, 70];
+    const CLOSE_NOTIFY: [u8; 7] = [0x15, 3, 1, 0, 2, 1, 0];
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let options = Options::new(product).with("--tls-version=TLSv1.3");
+        let server = Server::start(&net.db, &options).unwrap();
+        let offer = |client: TlsClient| {
+            move |raw: &mut Raw| {
+                let (_, hello) = client.begin().unwrap();
+                raw.send(&hello).unwrap();
+                let mut first = [0; 1];
+                raw.read_exactly(&mut first).unwrap();
+                first[0]
+            }
+        };
+        let offer_1_2 = offer(TlsClient::v1_2().unwrap());
+        let offer_1_3 = offer(TlsClient::v1_3().unwrap());
+        let acts: [(&str, &dyn Fn(Raw)); 7] = [
+            ("FIN", &drop),
+            ("RST", &|raw| raw.reset().unwrap()),
+            ("a fatal alert", &|mut raw| raw.send(&FATAL).unwrap()),
+            ("close_notify", &|mut raw| raw.send(&CLOSE_NOTIFY).unwrap()),
+            ("an offer below its floor", &|mut raw| {
+                assert_eq!(offer_1_2(&mut raw), 0x15, "an alert");
+            }),
+            ("its answer, then FIN", &|mut raw| {
+                assert_eq!(offer_1_3(&mut raw), 0x16, "its flight");
+            }),
+            ("its answer, then an alert", &|mut raw| {
+                assert_eq!(offer_1_3(&mut raw), 0x16, "its flight");
+                raw.send(&FATAL).unwrap();
+            }),
+        ];
+        for (expected, (what, act)) in (1..).zip(acts) {
+            let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+            raw.send(&ssl_request()).unwrap();
+            act(raw);
+            let counted = wait::until_true("the server to count it", PATIENCE, || {
+                let counts = evidence::counts(&server, net.app.v4())?;
+                Ok((counts.handshake_errors, counts.connect_errors) == (expected, expected))
+            });
+            assert!(counted.is_ok(), "{product:?}, {what}: {counted:?}");
+        }
+    }
 }

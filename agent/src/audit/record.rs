@@ -8,16 +8,17 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use musttls_common::floor::{ALERT_HANDSHAKE_FAILURE, ALERT_PROTOCOL_VERSION};
 use musttls_common::mysql::ER_SECURE_TRANSPORT_REQUIRED;
 use musttls_common::verdict::{Mode, Reason};
 use serde::Serialize;
 
-use super::cipher;
 use super::shape::{
     Actor, ActorUser, Device, Endpoint, LossRecord, LossUnmapped, Metadata, Named, Policy, Process,
     Proxied as ProxiedShape, SessionRecord, Tls, Unmapped, User,
 };
-use crate::config::REQUIRE_TLS;
+use crate::cipher;
+use crate::config::{Floor, REQUIRE_TLS};
 use crate::login::LoginDetails;
 
 /// Version of what stands under `unmapped`.
@@ -77,7 +78,7 @@ pub struct Session<'s> {
 #[derive(Clone, Copy, Debug)]
 pub enum Transport<'s> {
     /// TCP and TLS: the server's own bytes were a TLS flight, or the client claimed it and the
-    /// handshake failed.
+    /// handshake failed, or was ended.
     Tls {
         /// Client and server.
         endpoints: Endpoints,
@@ -85,6 +86,10 @@ pub enum Transport<'s> {
         version: u16,
         /// IANA number of the cipher suite, 0 if unknown.
         cipher: u16,
+        /// The best `ProtocolVersion` that the client offered, 0 if that was not read.
+        offered: u16,
+        /// The floor that refuses or would refuse the session, as `ProtocolVersion`; 0 if none.
+        floor: u16,
     },
     /// TCP without TLS.
     Plaintext {
@@ -284,10 +289,14 @@ impl Transport<'_> {
     fn tls(&self) -> Option<Tls> {
         match *self {
             Self::Tls {
-                version, cipher, ..
+                version,
+                cipher,
+                offered,
+                ..
             } => Some(Tls {
                 version: cipher::version_name(version).into_owned(),
                 cipher: cipher::name(cipher).into_owned(),
+                offered: (offered != 0).then(|| cipher::version_name(offered).into_owned()),
             }),
             Self::Plaintext { .. } | Self::Unix { .. } => None,
         }
@@ -336,7 +345,7 @@ fn session_record<'s>(
         status_code: session
             .refusal
             .and_then(|refusal| refusal.err_after_us)
-            .map(|_| ER_SECURE_TRANSPORT_REQUIRED.to_string()),
+            .map(|_| status_code(session.reason)),
         status_detail: status_detail(session),
         action_id: action.0,
         action: action.1,
@@ -375,6 +384,8 @@ fn session_record<'s>(
             mode: session.mode.as_str(),
             server: session.server,
             tls: session.transport.tls(),
+            floor: floor_of(session, session.outcome != Outcome::Allowed),
+            would_refuse: floor_of(session, session.outcome == Outcome::Allowed),
             schema: details.and_then(|details| details.schema.as_deref()),
             client_program: client_program(session),
             connection_attributes: attributes(details),
@@ -396,16 +407,37 @@ fn session_record<'s>(
     }
 }
 
-const fn status_detail(session: &Session<'_>) -> Option<&'static str> {
-    match session.outcome {
-        Outcome::Allowed if session.exposed.is_some() => {
+/// What the client was told: the number of the error or of the alert.
+fn status_code(reason: Option<Reason>) -> String {
+    match reason {
+        Some(Reason::TlsBelowFloor) => format!("alert {ALERT_PROTOCOL_VERSION}"),
+        Some(Reason::TlsCipherRefused) => format!("alert {ALERT_HANDSHAKE_FAILURE}"),
+        _ => ER_SECURE_TRANSPORT_REQUIRED.to_string(),
+    }
+}
+
+fn status_detail(session: &Session<'_>) -> Option<&'static str> {
+    let is_of_tls = session.reason.is_some_and(Reason::is_of_tls);
+    match (session.outcome, is_of_tls) {
+        (Outcome::Allowed, _) if session.exposed.is_some() => {
             Some("the client sent more than a request for TLS before the TLS")
         }
-        Outcome::Allowed => None,
-        Outcome::Excepted => Some("insecure transport, allowed by an exception"),
-        Outcome::Observed => Some("insecure transport, would be refused in enforce mode"),
-        Outcome::Denied => Some("insecure transport"),
-        Outcome::TlsFailed => Some("the TLS handshake failed"),
+        (Outcome::Allowed, _) => None,
+        (Outcome::Excepted, false) => Some("insecure transport, allowed by an exception"),
+        (Outcome::Excepted, true) => Some("weak TLS, allowed by an exception"),
+        (Outcome::Observed, false) => Some("insecure transport, would be refused in enforce mode"),
+        (Outcome::Observed, true) => Some("weak TLS, would be refused in enforce mode"),
+        (Outcome::Denied, false) => Some("insecure transport"),
+        (Outcome::Denied, true) => Some("weak TLS"),
+        (Outcome::TlsFailed, _) => Some("the TLS handshake failed"),
+    }
+}
+
+/// The floor of a session, if `is_wanted`.
+fn floor_of(session: &Session<'_>, is_wanted: bool) -> Option<&'static str> {
+    match session.transport {
+        Transport::Tls { floor, .. } if is_wanted => Floor::of_version(floor).map(Floor::as_str),
+        Transport::Tls { .. } | Transport::Plaintext { .. } | Transport::Unix { .. } => None,
     }
 }
 

@@ -172,6 +172,10 @@ pub(super) struct Unmapped<'s> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tls: Option<Tls>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) floor: Option<&'s str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) would_refuse: Option<&'s str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) schema: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) client_program: Option<&'s str>,
@@ -229,6 +233,8 @@ const fn is_false(value: &bool) -> bool {
 pub(super) struct Tls {
     pub(super) version: String,
     pub(super) cipher: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) offered: Option<String>,
 }
 
 #[derive(Serialize)]

@@ -101,11 +101,40 @@ fn samples() -> Vec<(&'static str, String)> {
         endpoints: endpoints(),
         version: 0x0304,
         cipher: 0x1302,
+        offered: 0,
+        floor: 0,
+    };
+    let below_observed = Transport::Tls {
+        endpoints: endpoints(),
+        version: 0x0303,
+        cipher: 0xc030,
+        offered: 0,
+        floor: 0x0304,
+    };
+    let below = Session {
+        reason: Some(Reason::TlsBelowFloor),
+        refusal: Some(Refusal {
+            outcome: "answered",
+            err_after_us: Some(184),
+            released_after_us: Some(10_611),
+        }),
+        ..session(
+            Transport::Tls {
+                endpoints: endpoints(),
+                version: 0,
+                cipher: 0,
+                offered: 0x0302,
+                floor: 0x0303,
+            },
+            Outcome::Denied,
+        )
     };
     let failed = Transport::Tls {
         endpoints: endpoints(),
         version: 0,
         cipher: 0,
+        offered: 0,
+        floor: 0,
     };
     let unix = Transport::Unix {
         path: Some("/run/mysqld/mysqld.sock"),
@@ -137,6 +166,14 @@ fn samples() -> Vec<(&'static str, String)> {
             record::session(&identity(), &session(unix, Outcome::Allowed), 189),
         ),
         ("Lost records", record::loss(&identity(), &loss, 190)),
+        (
+            "TLS below the floor",
+            record::session(&identity(), &below, 191),
+        ),
+        (
+            "TLS below the observed floor",
+            record::session(&identity(), &session(below_observed, Outcome::Allowed), 192),
+        ),
     ]
 }
 
@@ -193,6 +230,30 @@ fn a_refusal_says_all_that_the_contract_names() {
 }
 
 #[test]
+fn a_refusal_of_tls_names_the_floor_and_the_alert() {
+    let record = sample("TLS below the floor");
+    for (pointer, value) in [
+        ("/status_code", json!("alert 70")),
+        ("/status_detail", json!("weak TLS")),
+        ("/is_alert", json!(true)),
+        ("/unmapped/transport", json!("tls")),
+        ("/unmapped/reason", json!("tls-below-floor")),
+        ("/unmapped/floor", json!("tls1.2")),
+        (
+            "/unmapped/tls",
+            json!({"version": "unknown", "cipher": "unknown", "offered": "1.1"}),
+        ),
+    ] {
+        assert_eq!(record.pointer(pointer), Some(&value), "{pointer}");
+    }
+    let observed = sample("TLS below the observed floor");
+    assert_eq!(observed["unmapped"]["would_refuse"], json!("tls1.3"));
+    assert_eq!(observed["unmapped"]["verdict"], json!("allowed"));
+    assert_eq!(observed["unmapped"].get("floor"), None);
+    assert_eq!(observed["is_alert"], json!(false));
+}
+
+#[test]
 fn outcomes_have_the_numbers_of_the_contract() {
     for (kind, action, disposition, cleartext, rule) in [
         ("TLS", 1, 1, false, "require-tls"),
@@ -200,6 +261,8 @@ fn outcomes_have_the_numbers_of_the_contract() {
         ("Observed", 3, 15, true, "require-tls"),
         ("Exception", 1, 1, true, "legacy-etl"),
         ("Unix socket", 1, 1, false, "require-tls"),
+        ("TLS below the floor", 2, 21, false, "require-tls"),
+        ("TLS below the observed floor", 1, 1, false, "require-tls"),
     ] {
         let record = sample(kind);
         assert_eq!(record["action_id"], json!(action), "{kind}");
@@ -208,7 +271,7 @@ fn outcomes_have_the_numbers_of_the_contract() {
         assert_eq!(record["firewall_rule"]["name"], json!(rule), "{kind}");
         assert_eq!(
             record.get("status_code").is_some(),
-            kind == "Refused",
+            matches!(kind, "Refused" | "TLS below the floor"),
             "{kind}"
         );
     }

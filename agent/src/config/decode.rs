@@ -3,7 +3,7 @@
 //! The tree of values is walked by hand: serde stops at the first mistake, and `Spanned` fails on
 //! valid input in flattened and internally tagged types.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -19,20 +19,30 @@ use super::report::{Problem, Problems};
 use super::value::{end_of, network, similar};
 use super::walk::{Section, Value};
 use super::{
-    AuditTarget, Config, DEFAULT_SERVER, Exception, Expiry, MAX_NETWORKS, MAX_USERS, PastDates,
-    REQUIRE_TLS, ServerConfig,
+    AuditTarget, Config, DEFAULT_SERVER, Exception, Expiry, Floor, MAX_NETWORKS, MAX_USERS,
+    PastDates, REQUIRE_TLS, ServerConfig,
 };
 
 pub(super) const ROOT_KEYS: &[&str] = &[
     "mode",
     "trusted_proxies",
+    "require",
+    "observe",
+    "refused_ciphers",
     "server",
     "exception",
     "audit",
     "metrics",
     "control",
 ];
-const SERVER_KEYS: &[&str] = &["name", "ports", "mode"];
+const SERVER_KEYS: &[&str] = &[
+    "name",
+    "ports",
+    "mode",
+    "require",
+    "observe",
+    "refused_ciphers",
+];
 const EXCEPTION_KEYS: &[&str] = &[
     "name", "source", "user", "server", "expires", "owner", "reason",
 ];
@@ -65,6 +75,7 @@ pub(super) fn decode(
         warnings: Vec::new(),
         networks: 0,
         users: 0,
+        ciphers: BTreeSet::new(),
     };
     let config = match DeTable::parse(text) {
         Ok(root) => decoder.root(root.get_ref()),
@@ -95,6 +106,8 @@ pub(super) struct Decoder<'p> {
     networks: usize,
     /// Users of all exceptions so far.
     users: usize,
+    /// Cipher suites of all sections so far.
+    pub(super) ciphers: BTreeSet<u16>,
 }
 
 impl Decoder<'_> {
@@ -106,7 +119,9 @@ impl Decoder<'_> {
         };
         self.unknown_keys(section, ROOT_KEYS);
         let defaults = Config::default();
-        let servers = self.servers(root.get("server"));
+        let own = self.tls(section, defaults.tls.require);
+        let tls = defaults.tls.with(&own);
+        let servers = self.servers(root.get("server"), tls.require);
         let exceptions = self.exceptions(root.get("exception"), &servers);
         Config {
             mode: root
@@ -117,6 +132,7 @@ impl Decoder<'_> {
                 .get("trusted_proxies")
                 .map(|value| self.networks("trusted_proxies", value, "trust no proxy"))
                 .unwrap_or_default(),
+            tls,
             servers,
             exceptions,
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
@@ -140,7 +156,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn servers(&mut self, value: Option<&Value<'_>>) -> Vec<ServerConfig> {
+    fn servers(&mut self, value: Option<&Value<'_>>, floor: Floor) -> Vec<ServerConfig> {
         let mut servers = Vec::new();
         let mut names = HashMap::new();
         let mut ports = HashMap::new();
@@ -176,6 +192,7 @@ impl Decoder<'_> {
                 name: what,
                 ports: own.unwrap_or_default(),
                 mode,
+                tls: self.tls(section, floor),
             });
         }
         servers

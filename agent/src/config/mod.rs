@@ -6,6 +6,7 @@
 //! | `file` | reading the file: size, encoding, permissions |
 //! | `decode` | TOML values to configuration, all mistakes collected |
 //! | `walk` | tables and keys, and the mistakes common to all |
+//! | `tls` | the keys about TLS itself: floors and cipher suites |
 //! | `value` | single values: networks, dates, words |
 //! | `report` | mistakes as text that points at file, line and column |
 //!
@@ -15,6 +16,7 @@
 mod decode;
 mod file;
 mod report;
+mod tls;
 mod value;
 mod walk;
 
@@ -25,6 +27,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use musttls_common::verdict::Mode;
+
+pub use tls::{Floor, OwnTls, TlsPolicy};
 
 /// Where the packaged configuration file lies.
 pub const DEFAULT_PATH: &str = "/etc/musttls/musttls.toml";
@@ -48,6 +52,8 @@ pub const MAX_USERS: usize = 10_000;
 pub struct Config {
     /// The mode of servers that do not set their own.
     pub mode: Mode,
+    /// What TLS must be like on servers that do not say it themselves.
+    pub tls: TlsPolicy,
     /// Servers with settings of their own, in the order of the file.
     pub servers: Vec<ServerConfig>,
     /// Exceptions, in the order of the file. An ended one may be among them: see [`PastDates`].
@@ -71,6 +77,8 @@ pub struct ServerConfig {
     pub ports: Vec<u16>,
     /// Its mode, if it is not the global one.
     pub mode: Option<Mode>,
+    /// What it says about TLS itself.
+    pub tls: OwnTls,
 }
 
 /// A named, owned, dated permission for plaintext.
@@ -170,6 +178,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             mode: Mode::Observe,
+            tls: TlsPolicy::default(),
             servers: Vec::new(),
             exceptions: Vec::new(),
             trusted_proxies: Vec::new(),
@@ -247,6 +256,13 @@ impl Config {
         self.server(index)
             .and_then(|server| server.mode)
             .unwrap_or(self.mode)
+    }
+
+    /// What TLS must be like on an entry in the table of servers.
+    #[must_use]
+    pub fn tls_of(&self, index: u16) -> TlsPolicy {
+        self.server(index)
+            .map_or_else(|| self.tls.clone(), |server| self.tls.with(&server.tls))
     }
 
     fn server(&self, index: u16) -> Option<&ServerConfig> {

@@ -86,7 +86,8 @@ fn the_contract_example_is_read() {
         [ServerConfig {
             name: "orders".to_owned(),
             ports: vec![3306],
-            mode: Some(Mode::Observe)
+            mode: Some(Mode::Observe),
+            tls: OwnTls::default(),
         }]
     );
     let exception = config.exceptions.first().unwrap();
@@ -147,6 +148,9 @@ fn every_key_is_documented() {
     let page = fs::read_to_string(page).unwrap();
     for key in [
         "mode",
+        "require",
+        "observe",
+        "refused_ciphers",
         "[[server]]",
         "[[exception]]",
         "name",
@@ -178,7 +182,7 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
         &report("zzz = 1"),
         &[
             "musttls.toml:1:1",
-            "mode, trusted_proxies, server, exception, audit",
+            "mode, trusted_proxies, require, observe, refused_ciphers, server, exception, audit",
         ],
     );
     assert_says(
@@ -289,6 +293,69 @@ fn wrong_types_and_modes_name_what_is_wanted() {
     assert_says(
         &exception_report("user = \"etl\""),
         &["`user` must be an array", "user = ["],
+    );
+}
+
+#[test]
+fn floors_and_cipher_suites_are_read_and_inherited() {
+    let config = parse(
+        "require = \"tls1.2\"\nobserve = \"tls1.3\"\nrefused_ciphers = [\"RC4\", \"TLS_AES_128_CCM_8_SHA256\", \"0xfefe\"]\n\
+         [[server]]\nname = \"a\"\nports = [1]\nrequire = \"tls1.3\"\n\
+         [[server]]\nname = \"b\"\nports = [2]\nrequire = \"tls\"\nobserve = \"tls1.2\"\nrefused_ciphers = []\n",
+    )
+    .unwrap()
+    .config;
+    let all = config.tls_of(0);
+    assert_eq!((all.require, all.observe), (Floor::V1_2, Some(Floor::V1_3)));
+    for suite in [0x0005, 0xc011, 0x1305, 0xfefe] {
+        assert!(all.refused_ciphers.contains(&suite), "{suite:#x}");
+    }
+    assert!(!all.refused_ciphers.contains(&0x000a), "3DES is not named");
+    let a = config.tls_of(1);
+    assert_eq!((a.require, a.observe), (Floor::V1_3, None));
+    assert_eq!(a.refused_ciphers, all.refused_ciphers);
+    let b = config.tls_of(2);
+    assert_eq!((b.require, b.observe), (Floor::Tls, Some(Floor::V1_2)));
+    assert!(b.refused_ciphers.is_empty());
+}
+
+#[test]
+fn what_is_refused_by_default_is_in_every_family() {
+    let tls = Config::default().tls_of(0);
+    assert_eq!((tls.require, tls.observe), (Floor::Tls, None));
+    for suite in [0x0001, 0x0018, 0x0003, 0x0005, 0x000a, 0x0009] {
+        assert!(tls.refused_ciphers.contains(&suite), "{suite:#x}");
+    }
+    assert!(!tls.refused_ciphers.contains(&0x002f));
+}
+
+#[test]
+fn wrong_floors_and_cipher_suites_are_told_apart() {
+    assert_says(
+        &report("require = \"tls1.1\""),
+        &["there is no TLS floor `tls1.1`", "\"tls1.2\""],
+    );
+    assert_says(
+        &report("require = \"tls1.3\"\nobserve = \"tls1.3\""),
+        &["`observe` is not above what is required, `tls1.3`", ":2:11"],
+    );
+    assert_says(
+        &report("require = \"tls1.2\"\n[[server]]\nname = \"a\"\nobserve = \"tls1.2\""),
+        &["`observe` is not above what is required, `tls1.2`"],
+    );
+    assert_says(
+        &report("refused_ciphers = [\"TLS_RSA_WITH_RC4_128_SH\"]"),
+        &[
+            "there is no cipher suite",
+            "did you mean `TLS_RSA_WITH_RC4_128_SHA`?",
+        ],
+    );
+    let numbers: Vec<String> = (0..513)
+        .map(|n| format!("\"0x{:04x}\"", 0xe000 + n))
+        .collect();
+    assert_says(
+        &report(&format!("refused_ciphers = [{}]", numbers.join(","))),
+        &["more than 512 cipher suites"],
     );
 }
 

@@ -157,15 +157,23 @@ impl Recorder {
             .get(usize::from(event.rule))
             .filter(|_| event.rule != NO_RULE);
         let endpoints = endpoints(event);
-        let transport = match outcome {
-            Outcome::Allowed | Outcome::TlsFailed => Transport::Tls {
+        let reason = Reason::from_u8(event.reason);
+        let is_tls = match outcome {
+            Outcome::Allowed | Outcome::TlsFailed => true,
+            Outcome::Excepted | Outcome::Observed | Outcome::Denied => {
+                reason.is_some_and(Reason::is_of_tls)
+            }
+        };
+        let transport = if is_tls {
+            Transport::Tls {
                 endpoints,
                 version: event.tls_version,
                 cipher: event.tls_cipher,
-            },
-            Outcome::Excepted | Outcome::Observed | Outcome::Denied => {
-                Transport::Plaintext { endpoints }
+                offered: event.offered_version,
+                floor: event.floor,
             }
+        } else {
+            Transport::Plaintext { endpoints }
         };
         let version = match event.policy_version {
             0 => self.policies.back().map_or(0, |(version, _)| *version),
@@ -175,7 +183,7 @@ impl Recorder {
             time_ms: clock::wall_ms_of_ktime(event.ktime_ns),
             transport,
             outcome,
-            reason: Reason::from_u8(event.reason),
+            reason,
             mode: Mode::from_u8(event.mode),
             server: config.server_name(event.endpoints.server),
             server_program: server.as_ref().map(|server| server.program.as_str()),

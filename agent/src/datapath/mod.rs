@@ -134,12 +134,14 @@ impl Loaded {
 }
 
 /// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).
-const CALLED: [(&str, u32, &str); 5] = [
+const CALLED: [(&str, u32, &str); 7] = [
     ("INGRESS", 0, "x_ingress"),
     ("INGRESS", 1, "on_head"),
     ("INGRESS", 2, "on_login"),
+    ("INGRESS", 3, "on_client_hello"),
     ("EGRESS", 0, "x_egress"),
     ("EGRESS", 1, "on_answer"),
+    ("EGRESS", 2, "on_server_hello"),
 ];
 
 /// Puts the program `name` into the map by which another one calls it. The map stays in `gate`: the kernel empties

@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData};
 use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, PolicyRoot, RuleSet, RuleTimes, SLOT_BITS, ServerPolicy, SlotAddress,
-    SlotUser,
+    SlotUser, slot_cipher,
 };
 
 use super::take;
@@ -23,6 +23,7 @@ pub struct PolicyTables {
     networks: LpmTrie<MapData, SlotAddress, RuleSet>,
     users: HashMap<MapData, SlotUser, RuleSet>,
     times: Array<MapData, RuleTimes>,
+    ciphers: HashMap<MapData, u32, u64>,
     /// What each slot holds in the keyed tables. Asking the kernel instead takes it the square of their number
     /// (`trie_get_next_key`).
     filled: [Keys; 2],
@@ -32,6 +33,7 @@ pub struct PolicyTables {
 struct Keys {
     networks: Vec<Key<SlotAddress>>,
     users: Vec<SlotUser>,
+    ciphers: Vec<u32>,
 }
 
 impl PolicyTables {
@@ -43,6 +45,7 @@ impl PolicyTables {
             networks: take(gate, "NETWORKS")?,
             users: take(gate, "USERS")?,
             times: take(gate, "TIMES")?,
+            ciphers: take(gate, "CIPHERS")?,
             filled: <[Keys; 2]>::default(),
         })
     }
@@ -94,6 +97,13 @@ impl PolicyTables {
                 .set(index, time, 0)
                 .context("fill the table of end times (map TIMES)")?;
         }
+        for &(suite, servers) in &tables.ciphers {
+            let key = slot_cipher(slot, suite);
+            self.ciphers
+                .insert(key, servers, 0)
+                .context("fill the table of cipher suites (map CIPHERS)")?;
+            keys.ciphers.push(key);
+        }
         self.roots
             .set(slot, tables.root, 0)
             .context("fill the policy root (map ROOTS)")?;
@@ -115,6 +125,11 @@ impl PolicyTables {
             self.users
                 .remove(user)
                 .context("empty the table of users (map USERS)")?;
+        }
+        for cipher in &keys.ciphers {
+            self.ciphers
+                .remove(cipher)
+                .context("empty the table of cipher suites (map CIPHERS)")?;
         }
         *keys = Keys::default();
         Ok(())

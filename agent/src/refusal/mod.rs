@@ -7,9 +7,9 @@
 //! |---|---|---|
 //! | wait for the server's greeting | the gate reports again when it is out | the server ends the session |
 //! | duplicate the server's socket | `pidfd_getfd`, identified by `SO_COOKIE` | `SOCK_DESTROY` |
-//! | tell the client | send the ERR packet | go on without |
+//! | tell the client | send the ERR packet; where its TLS is refused, a fatal alert | go on without |
 //! | wait [`SETTLE`] | so that the server waits for the login | |
-//! | release the server | `TCP_REPAIR`: a login of nobody into its receive queue, then end of stream | end both streams |
+//! | release the server | `TCP_REPAIR`: a login of nobody into its receive queue, then end of stream; not in TLS | end both streams |
 //! | reset | `SO_LINGER` 0: the server's own close sends the RST | after [`LET_GO`], `SOCK_DESTROY` |
 //! | last resort | | the session stays held until the server gives up (`connect_timeout`) |
 //!
@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use musttls_common::event::{Event, Kind};
 use musttls_common::session::ListenerClass;
+use musttls_common::tls::TLS_1_3;
 use musttls_common::verdict::Reason;
 use rustix::event::epoll;
 use tokio::sync::mpsc;
@@ -266,10 +267,16 @@ impl Engine {
             waiting.record.event.mariadb = record.event.mariadb;
         } else {
             let now = Instant::now();
+            // The alert goes behind the server's TLS flight, which the server may still be writing.
+            let settle = if follows_flight(&record.event) {
+                SETTLE
+            } else {
+                Duration::ZERO
+            };
             let waiting = Waiting {
                 record,
                 attempts: 0,
-                next: now,
+                next: now + settle,
                 since: now,
             };
             self.waiting.insert(cookie, waiting);
@@ -378,19 +385,37 @@ impl Engine {
                 && state.written == u64::from(event.greeting_len)
                 && event.reason != Reason::NotBorneOut as u8;
         let [.., sequence_id] = event.login_header;
-        let mut told_after = None;
-        if silent {
-            let bytes = if is_x {
-                packet::x_refusal()
+        let answer = if is_of_tls(&event) {
+            let is_version = event.reason == Reason::TlsBelowFloor as u8;
+            // Before the server has chosen a version; or behind its flight, but in TLS 1.3 nothing of it is let out.
+            if event.tls_version == 0 && silent {
+                Some(packet::alert(event.offered_version, is_version).to_vec())
+            } else if follows_flight(&event) {
+                Some(packet::alert(event.tls_version, is_version).to_vec())
             } else {
-                packet::refusal(sequence_id.max(1), event.flags_high, event.mariadb != 0)
-            };
+                None
+            }
+        } else if !silent {
+            None
+        } else if is_x {
+            Some(packet::x_refusal())
+        } else {
+            let sequence_id = sequence_id.max(1);
+            Some(packet::refusal(
+                sequence_id,
+                event.flags_high,
+                event.mariadb != 0,
+            ))
+        };
+        let mut told_after = None;
+        if let Some(bytes) = answer {
             match socket.send_now(&bytes) {
                 Ok(()) => told_after = Some(clock::since_ktime(event.ktime_ns)),
-                Err(error) => tracing::debug!(%error, pid, "the ERR packet was not sent"),
+                Err(error) => tracing::debug!(%error, pid, "the refusal was not sent"),
             }
         }
-        let landing = if !silent {
+        // A server that has begun with TLS counts a handshake error whatever ends it.
+        let landing = if !silent || is_of_tls(&event) {
             None
         } else if is_x {
             packet::x_landing(event.client_end, state.received)
@@ -630,6 +655,16 @@ impl Waiting {
     const fn is_greeted(&self) -> bool {
         self.record.event.greeting_len > 0 || is_x(&self.record.event)
     }
+}
+
+/// Whether the session is refused for its TLS.
+fn is_of_tls(event: &Event) -> bool {
+    Reason::from_u8(event.reason).is_some_and(Reason::is_of_tls)
+}
+
+/// Whether the alert comes behind the server's TLS flight, in which it chose a version before TLS 1.3.
+fn follows_flight(event: &Event) -> bool {
+    is_of_tls(event) && event.tls_version != 0 && event.tls_version < TLS_1_3
 }
 
 const fn is_x(event: &Event) -> bool {

@@ -1,10 +1,12 @@
-//! The bytes of a refusal: the ERR packet for the client and the soft landing for the server.
+//! The bytes of a refusal: the ERR packet or TLS alert for the client and the soft landing for the server.
 
+use musttls_common::floor::{ALERT_HANDSHAKE_FAILURE, ALERT_LEN, ALERT_PROTOCOL_VERSION};
 use musttls_common::mysql::{
     CLIENT_PLUGIN_AUTH, CLIENT_PROTOCOL_41, CLIENT_SECURE_CONNECTION, ER_SECURE_TRANSPORT_REQUIRED,
     FLAGS_HIGH_PROTOCOL_41, HEADER_LEN, SECURE_TRANSPORT_REQUIRED, SQLSTATE_MARIADB,
     SQLSTATE_MYSQL,
 };
+use musttls_common::tls::{CONTENT_ALERT, TLS_1_0, TLS_1_2};
 
 /// The user of the soft landing. It stands in the server's own log: "Access denied for user
 /// 'refused-by-musttls'@'host'", beside the refused client's host.
@@ -58,6 +60,21 @@ pub fn x_refusal() -> Vec<u8> {
     }
     let length = u32::try_from(message.len()).unwrap_or(0);
     [&length.to_le_bytes()[..], &message].concat()
+}
+
+/// A fatal alert (RFC 8446 section 6), as the answer to a client whose best or negotiated version is `version`, which
+/// is refused for its version or for its cipher suites.
+#[must_use]
+pub fn alert(version: u16, is_version: bool) -> [u8; ALERT_LEN as usize] {
+    const FATAL: u8 = 2;
+    // Records of TLS 1.3 say 1.2, and a client that offered nothing known must find a version that it can read.
+    let [major, minor] = version.clamp(TLS_1_0, TLS_1_2).to_be_bytes();
+    let description = if is_version {
+        ALERT_PROTOCOL_VERSION
+    } else {
+        ALERT_HANDSHAKE_FAILURE
+    };
+    [CONTENT_ALERT, major, minor, 0, 2, FATAL, description]
 }
 
 /// What to put into the server's receive queue in X Protocol: `CON_CLOSE`, which ends the session in order. `None`
@@ -155,6 +172,14 @@ mod tests {
             *b"\x67\x00\x00\x00\x01\x08\x01\x10\xd7\x18\x22\x05HY000\x1a\x58"
         );
         assert_eq!(bytes[19..], SECURE_TRANSPORT_REQUIRED[..]);
+    }
+
+    #[test]
+    fn alerts_are_records_that_the_client_can_read() {
+        assert_eq!(alert(0x0302, true), [0x15, 3, 2, 0, 2, 2, 70]);
+        assert_eq!(alert(0x0304, false), [0x15, 3, 3, 0, 2, 2, 40]);
+        assert_eq!(alert(0x0300, true), [0x15, 3, 1, 0, 2, 2, 70]);
+        assert_eq!(alert(0, true), [0x15, 3, 1, 0, 2, 2, 70]);
     }
 
     #[test]

@@ -21,8 +21,9 @@ use musttls_tests::audit::Record;
 use musttls_tests::bpf::verified_instructions;
 use musttls_tests::place::output;
 use musttls_tests::raw::Raw;
+use musttls_tests::tls::TlsClient;
 use musttls_tests::wait;
-use musttls_tests::wire::{ErrorPacket, LoginPacket, REFUSED_TEXT};
+use musttls_tests::wire::{ErrorPacket, LoginPacket, REFUSED_TEXT, ssl_request};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
@@ -192,6 +193,7 @@ fn check_all() -> Result<()> {
             check("the server never read the refused user", user_is_unknown());
             check("refusals end by themselves", refusals_land(&agent));
             check("a new listener is covered", restart_is_covered());
+            check("the TLS floor holds", floor_holds(&agent));
             check("observe mode passes", observe_passes(&agent));
             check("the agent ends in order", ends_in_order(&mut agent));
         }
@@ -347,6 +349,33 @@ fn restart_is_covered() -> Result<String> {
         first.error() == Some(ErrorPacket::refusal(2, Some("08004"))),
         "{first:?}"
     );
+    Ok(String::new())
+}
+
+/// At the `ClientHello`, which is refused with an alert, and at the `ServerHello`.
+fn floor_holds(agent: &Agent) -> Result<String> {
+    const PROTOCOL_VERSION: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 70];
+    agent.set_policy("mode = \"enforce\"\nrequire = \"tls1.3\"")?;
+    let (_, hello) = TlsClient::v1_2()?.begin()?;
+    for ip in LOOPBACK {
+        let mut raw = Raw::connect_here(SocketAddr::new(ip, PORT))?;
+        raw.greeting()?;
+        raw.send(&ssl_request())?;
+        raw.send(&hello)?;
+        let (bytes, end) = raw.read_to_end()?;
+        ensure!(bytes == PROTOCOL_VERSION, "from {ip}: {bytes:x?}, {end:?}");
+        let (is_in, text) = over_tcp(ip, true, "SHOW STATUS LIKE 'Ssl_version'")?;
+        ensure!(is_in && text.contains("TLSv1.3"), "from {ip}: {text}");
+    }
+    agent
+        .set_policy("mode = \"enforce\"\nrefused_ciphers = [\"0x1301\", \"0x1302\", \"0x1303\"]")?;
+    for ip in LOOPBACK {
+        let (is_in, text) = over_tcp(ip, true, "SELECT 1")?;
+        ensure!(
+            !is_in,
+            "from {ip}: let in by a refused cipher suite: {text}"
+        );
+    }
     Ok(String::new())
 }
 
