@@ -34,7 +34,7 @@ const LIBRARIES: [(&str, &str); 9] = [
     ("libmptcpwrap", "MPTCP in place of TCP"),
 ];
 
-/// A way by the gate.
+/// A way past the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// A listener of MPTCP.

@@ -311,9 +311,9 @@ fn lockdown_state() -> Check {
     }
 }
 
-/// Ways by the gate, a line for each kind.
+/// Ways past the gate, a line for each kind.
 fn bypasses() -> Vec<Check> {
-    const NAME: &str = "ways by the gate";
+    const NAME: &str = "ways past the gate";
     match servers::find() {
         Ok((servers, _)) => {
             bypasses_of(&Watch::default().look(&servers.iter().collect::<Vec<_>>()))

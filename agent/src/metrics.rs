@@ -104,7 +104,7 @@ impl Metrics {
             ),
             servers: add(r, "servers", "Listeners of servers found"),
             servers_covered: add(r, "servers_covered", "Listeners the gate watches"),
-            bypasses: add(r, "bypasses", "Ways by the gate that were found"),
+            bypasses: add(r, "bypasses", "Ways past the gate that were found"),
             events_lost: add(
                 r,
                 "bpf_events_lost",
@@ -258,7 +258,7 @@ impl Metrics {
             .set(i64::try_from(covered).unwrap_or(i64::MAX));
     }
 
-    /// Sets how many ways by the gate were found. A kind that could not be looked for has no number, unless some of
+    /// Sets how many ways past the gate were found. A kind that could not be looked for has no number, unless some of
     /// it was found.
     pub fn set_bypasses(&self, look: &Look) {
         for kind in bypass::Kind::ALL {

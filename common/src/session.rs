@@ -145,7 +145,8 @@ pub struct Endpoints {
     pub _pad: u16,
 }
 
-/// The record. Fields are written by one program each, but for `phase`.
+/// The record. Fields are written by one direction each, but for those of the verdict (`phase`, `denied`, `reason`,
+/// `rule`, `floor`, `policy_version`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {

@@ -157,7 +157,7 @@ pub enum Hold {
     BeforeGreeting = 0,
     /// The segment starts behind bytes that nobody has judged.
     Gap = 1,
-    /// The segment holds only one of the two low capability bytes.
+    /// The segment holds only one of the two low capability bytes, or part of a PROXY protocol header.
     Split = 2,
     /// The segment has the URG flag: the server would read another stream than the wire shows
     /// (RFC 6093 section 3.1).

@@ -17,7 +17,7 @@ use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
 use crate::maps::{
-    INGRESS, INGRESS_HEAD, INGRESS_LOGIN, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch,
+    INGRESS, INGRESS_LOGIN, INGRESS_PROXY, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch,
 };
 use crate::packet::{self, Unreadable};
 use crate::policy::{self, Policy};
@@ -206,7 +206,7 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     if segment.urgent || is_login && class != ListenerClass::Pending {
         go_on(ctx, record, &INGRESS, INGRESS_LOGIN)
     } else {
-        go_on(ctx, record, &INGRESS, INGRESS_HEAD)
+        go_on(ctx, record, &INGRESS, INGRESS_PROXY)
     }
 }
 

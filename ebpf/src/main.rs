@@ -2,10 +2,10 @@
 //!
 //! | program | hook | needs | without it |
 //! |---|---|---|---|
-//! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.8 | no gate |
+//! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.10 | no gate |
 //! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
 //! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
-//! | `on_head`, `on_login`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
+//! | `on_proxy`, `on_login`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
 //! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
 
 #![no_std]
@@ -33,11 +33,11 @@
 mod egress;
 mod emit;
 mod floor;
-mod head;
 mod ingress;
 mod maps;
 mod packet;
 mod policy;
+mod proxy;
 mod session;
 mod unix;
 mod x;
@@ -95,8 +95,8 @@ fn on_ingress(ctx: SkBuffContext) -> i32 {
 /// Client to server: PROXY protocol headers, or what may be one.
 #[cgroup_skb(ingress)]
 #[inline(always)]
-fn on_head(ctx: SkBuffContext) -> i32 {
-    skb_result(head::on_packet(&ctx))
+fn on_proxy(ctx: SkBuffContext) -> i32 {
+    skb_result(proxy::on_packet(&ctx))
 }
 
 /// Client to server: the login.

@@ -102,13 +102,13 @@ pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usiz
 
 /// Programs that `on_ingress` calls.
 ///
-/// Writer: agent, before it attaches the gate. Readers: `ingress`, `floor`. Empty: what they would judge is held.
+/// Writer: agent, before it attaches the gate. Readers: `ingress`, `proxy`, `floor`. Empty: what they would judge is held.
 #[btf_map]
 pub(crate) static INGRESS: ProgramArray<4> = ProgramArray::new();
 /// `x_ingress` in [`INGRESS`].
 pub(crate) const INGRESS_X: u32 = 0;
-/// `on_head` in [`INGRESS`].
-pub(crate) const INGRESS_HEAD: u32 = 1;
+/// `on_proxy` in [`INGRESS`].
+pub(crate) const INGRESS_PROXY: u32 = 1;
 /// `on_login` in [`INGRESS`].
 pub(crate) const INGRESS_LOGIN: u32 = 2;
 /// `on_client_hello` in [`INGRESS`].
@@ -116,7 +116,7 @@ pub(crate) const INGRESS_CLIENT_HELLO: u32 = 3;
 
 /// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
 ///
-/// Writer: agent, before it attaches the gate. Readers: `egress`, `x`. Empty: what they would read is held.
+/// Writer: agent, before it attaches the gate. Readers: `egress`, `floor`. Empty: what they would read is held.
 #[btf_map]
 pub(crate) static EGRESS: ProgramArray<3> = ProgramArray::new();
 /// `x_egress` in [`EGRESS`].
@@ -148,7 +148,7 @@ pub(crate) static HELD: HashMap<u64, Event, 16384> = HashMap::new();
 
 /// Denied sessions, for the agent to refuse.
 ///
-/// Writer: `emit`. Reader: agent. 2 MiB: 2,000 logins of the largest size, 8,000 usual ones.
+/// Writer: `emit`. Reader: agent. 2 MiB: 1,600 logins of the largest size, some 5,000 usual ones.
 /// Full: counted in `LostDenials`; [`HELD`] has the session.
 #[btf_map]
 pub(crate) static DENIALS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
@@ -215,7 +215,7 @@ pub(crate) static ROOTS: Array<PolicyRoot, 2> = Array::new();
 /// Settings of each server, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static SERVERS: Array<ServerPolicy, { 2 * MAX_SERVERS }> = Array::new();
-/// Exceptions by slot and source network; trusted proxies. Entry: 144 bytes and about 60 of the kernel's. See [`ROOTS`].
+/// Exceptions by slot and source network; trusted proxies. Entry: 152 bytes and about 60 of the kernel's. See [`ROOTS`].
 #[btf_map]
 pub(crate) static NETWORKS: LpmTrie<SlotAddress, RuleSet, { 2 * MAX_NETWORK_ENTRIES }> =
     LpmTrie::new();

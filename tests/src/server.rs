@@ -61,9 +61,16 @@ impl Product {
     ];
 
     /// Whether `MUSTTLS_SERVER` does not name another one (`mariadb`, `mysql`): in a VM each takes its time.
+    ///
+    /// # Panics
+    /// If `MUSTTLS_SERVER` names neither.
     #[must_use]
     pub fn is_under_test(self) -> bool {
         let only = std::env::var("MUSTTLS_SERVER").unwrap_or_default();
+        assert!(
+            matches!(only.as_str(), "" | "mariadb" | "mysql"),
+            "MUSTTLS_SERVER is `{only}`, and neither mariadb nor mysql"
+        );
         match self {
             Self::MariaDb => matches!(only.as_str(), "" | "mariadb"),
             Self::MySql => matches!(only.as_str(), "" | "mysql"),

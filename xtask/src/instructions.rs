@@ -66,8 +66,8 @@ pub(crate) fn settle(measured: &Table, bless: bool) -> Result<()> {
     let mut new = table.clone();
     new.0.extend(measured.0.clone());
     let new = new.markdown();
+    ensure!(!measured.0.is_empty(), "no VM told anything");
     if bless {
-        ensure!(!measured.0.is_empty(), "no VM told anything");
         println!("{new}");
         return fs::write(&path, prose + &new).with_context(|| format!("write {}", path.display()));
     }

@@ -32,12 +32,7 @@ const RULES: &[Rule] = &[
     Rule {
         words: &["aya", "aya_obj"],
         inside: EVERYWHERE,
-        except: &[
-            "agent/src/datapath/",
-            "common/src/pod.rs",
-            "ebpf/",
-            "tests/src/bench/",
-        ],
+        except: &["agent/src/datapath/", "common/src/pod.rs", "ebpf/"],
         tests_may: false,
         why: "loading and attaching is the datapath's: the rest must work with another loader",
     },

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     only: Option<Part>,
 
-    /// Run the tests of the host in the VMs, and 100,000 random attacks and TLS logins on this kernel: takes hours
+    /// Run more of the host's tests in the VMs, and 100,000 random attacks and TLS logins on this kernel: takes hours
     #[arg(long, conflicts_with = "init")]
     full: bool,
 
@@ -43,7 +43,7 @@ enum Part {
     Unit,
     /// Integration tests with real servers on this kernel
     Host,
-    /// The same checks on the other kernels
+    /// A VM for each other kernel: checks, and some of the host's tests
     Vm,
 }
 

@@ -151,7 +151,7 @@ impl Decoder<'_> {
     }
 
     fn ciphers(&mut self, value: &Value<'_>) -> Option<BTreeSet<u16>> {
-        let help = "write families (\"NULL\", \"anon\", \"EXPORT\", \"RC4\", \"3DES\"), names of IANA or numbers as \"0x000a\";                     [] refuses none";
+        let help = "write families (\"NULL\", \"anon\", \"EXPORT\", \"RC4\", \"3DES\"), names of IANA or numbers as \"0x000a\"; [] refuses none";
         let mut suites = BTreeSet::new();
         for value in self.array("refused_ciphers", value, help)? {
             let Some(text) = self.string("a cipher suite", value, help) else {

@@ -49,7 +49,7 @@ impl Daemon {
         self.look_beside();
     }
 
-    /// Looks for ways by the gate; the journal gets what has come and what has gone.
+    /// Looks for ways past the gate; the journal gets what has come and what has gone.
     fn look_beside(&mut self) {
         let servers = self.registry.servers();
         let look = self
@@ -60,19 +60,19 @@ impl Daemon {
                 kind = alarm.kind.as_str(),
                 means = alarm.kind.meaning(),
                 help = alarm.kind.remedy(),
-                "bytes can pass by the gate: {alarm}"
+                "bytes can get past the gate: {alarm}"
             );
         }
         for alarm in self.watch.last.alarms.difference(&look.alarms) {
             tracing::warn!(
                 kind = alarm.kind.as_str(),
-                "bytes can no longer pass by the gate so: {alarm}"
+                "bytes can no longer get past the gate so: {alarm}"
             );
         }
         for (kind, why) in look.unchecked.difference(&self.watch.last.unchecked) {
             tracing::warn!(
                 kind = kind.as_str(),
-                "a way by the gate is not looked for: {why}"
+                "a way past the gate is not looked for: {why}"
             );
         }
         self.watch.last = look;

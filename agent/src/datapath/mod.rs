@@ -136,7 +136,7 @@ impl Loaded {
 /// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).
 const CALLED: [(&str, u32, &str); 7] = [
     ("INGRESS", 0, "x_ingress"),
-    ("INGRESS", 1, "on_head"),
+    ("INGRESS", 1, "on_proxy"),
     ("INGRESS", 2, "on_login"),
     ("INGRESS", 3, "on_client_hello"),
     ("EGRESS", 0, "x_egress"),

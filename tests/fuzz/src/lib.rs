@@ -7,6 +7,8 @@
 //! | [`server_hello`] | `tls::ServerHelloReader` | the server's stream behind its greeting |
 //! | [`judge`] | `judge::judge` | the client's stream |
 //! | [`login`] | `mysql::auth_response`, the agent's `LoginDetails` | the client's stream |
+//! | [`client_hello`] | `floor::ClientHelloReader` | the client's stream |
+//! | [`proxy`] | `proxy::HeaderReader` | the client's stream, from its first byte |
 //! | [`x_client`] | `mysqlx::ClientFrames` | the client's stream in X Protocol |
 //! | [`x_server`] | `mysqlx::ServerFrames` | the server's stream in X Protocol |
 //!
@@ -19,10 +21,12 @@
     reason = "a target panics when a promise is broken: that is how it tells"
 )]
 
+pub mod client_hello;
 mod cuts;
 pub mod greeting;
 pub mod judge;
 pub mod login;
+pub mod proxy;
 pub mod server_hello;
 pub mod x_client;
 pub mod x_server;
@@ -59,6 +63,16 @@ pub const ALL: &[Target] = &[
         name: "login",
         corpus: "client",
         run: login::target,
+    },
+    Target {
+        name: "client-hello",
+        corpus: "client",
+        run: client_hello::target,
+    },
+    Target {
+        name: "proxy",
+        corpus: "proxy",
+        run: proxy::target,
     },
     Target {
         name: "x-client",

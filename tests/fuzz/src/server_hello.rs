@@ -40,7 +40,12 @@ fn read(flight: &[u8]) -> Option<(u16, u16)> {
         return None;
     };
     let mut version = number(flight, 9)?;
-    let cipher = number(flight, 44 + usize::from(*flight.get(43)?))?;
+    let suite = 44 + usize::from(*flight.get(43)?);
+    let cipher = number(flight, suite)?;
+    if suite + 3 >= hello_end(flight)? {
+        // No extensions: what follows is another message.
+        return Some((version, cipher));
+    }
     let all: Option<Vec<_>> = extensions(flight)?.collect();
     for (kind, content) in all? {
         if kind == 0x2b {
@@ -49,6 +54,11 @@ fn read(flight: &[u8]) -> Option<(u16, u16)> {
         }
     }
     Some((version, cipher))
+}
+
+/// Where the message ends, by its own length; the highest byte of that counts as zero, since a record holds less.
+fn hello_end(flight: &[u8]) -> Option<usize> {
+    Some(9 + usize::from(number(flight, 7)?))
 }
 
 /// Type and content of each extension; `None` where one is cut off. The last may reach behind the end of the

@@ -14,7 +14,7 @@ use musttls_common::session::{ListenerClass, SocketRecord};
 use musttls_common::tls::begins_handshake;
 use musttls_common::verdict::{Action, Hold, Mode, Reason};
 
-use crate::maps::{INGRESS, INGRESS_HEAD, INGRESS_LOGIN, Scratch};
+use crate::maps::{INGRESS, INGRESS_LOGIN, INGRESS_PROXY, Scratch};
 use crate::packet;
 use crate::policy::{self, Policy};
 use crate::{go_on, ingress, session};
@@ -49,7 +49,7 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     let next = ingress::alone(record, |record| judge(ctx, record, scratch))
         .unwrap_or_else(|| Next::is(ingress::concurrent(record)));
     match next {
-        Next::Header => go_on(ctx, record, &INGRESS, INGRESS_HEAD),
+        Next::Header => go_on(ctx, record, &INGRESS, INGRESS_PROXY),
         Next::Login => go_on(ctx, record, &INGRESS, INGRESS_LOGIN),
         Next::Pass => Action::Pass,
         Next::Drop => Action::Drop,
