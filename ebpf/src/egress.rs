@@ -176,12 +176,14 @@ pub(crate) fn read_hello(
 #[inline(always)]
 fn is_refusal(ctx: &SkBuffContext, tcp: &Tcp, start: u32, greeting_len: u32) -> bool {
     const ERR: u8 = 0xff;
+    // `AlertLevel` (RFC 8446 section 6). The handshake may go on behind a warning.
+    const FATAL: u8 = 2;
     if start > greeting_len {
         return false;
     }
     let answer = tcp.payload + (greeting_len - start);
     let at = |offset: u32| packet::byte(ctx, answer + offset);
-    let alert = at(0) == Some(CONTENT_ALERT) && at(1) == Some(3);
+    let alert = at(0) == Some(CONTENT_ALERT) && at(1) == Some(3) && at(5) == Some(FATAL);
     // A packet below 64 KiB whose sequence id goes on from the client's, and that begins as an ERR does.
     let error = at(2) == Some(0) && matches!(at(3), Some(2..=3)) && at(HEADER_LEN) == Some(ERR);
     alert || error

@@ -14,7 +14,7 @@ use musttls_common::verdict::{Action, Hold, Mode, Reason};
 use crate::emit::Ring;
 use crate::maps::{EGRESS, EGRESS_SERVER_HELLO, INGRESS, INGRESS_CLIENT_HELLO, SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp, load_words, store_words};
-use crate::policy::Policy;
+use crate::policy::{self, Policy};
 use crate::{emit, go_on, ingress, session, sock};
 
 /// Bytes of a `ClientHello` that one run of the program reads; then it calls itself. An offer of 60 cipher suites and
@@ -22,8 +22,15 @@ use crate::{emit, go_on, ingress, session, sock};
 const STEPS: u32 = 64;
 
 /// A segment of a session that has claimed TLS passes, unless it completes a `ClientHello` that is refused.
+///
+/// While the server's `ServerHello` is out in part, nothing passes: who has read its first half could go on, up to a
+/// login, on TLS that is not good enough, before the gate has seen which one it is. An honest client has nothing to
+/// say then.
 #[inline(always)]
 pub(crate) fn behind_claim(ctx: &SkBuffContext, record: &SocketRecord) -> Action {
+    if record.phase == Phase::Claimed as u8 && record.hello.is_proof() {
+        return ingress::held(Hold::Gap, policy::mode(record.endpoints.server));
+    }
     if record.phase != Phase::Claimed as u8 || record.client_hello.is_done() {
         return Action::Pass;
     }

@@ -71,14 +71,24 @@ fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, scratch: &mut Scratch) 
         let trusted = Policy::of(record.endpoints.server).is_some_and(|policy| policy.trusts(peer));
         record.headers.proxied.trusted = u8::from(trusted);
     }
+    let is_pending = record.class == ListenerClass::Pending as u8;
     if head == Head::Next {
+        if is_pending && record.unjudged != 0 {
+            // What has passed may be a login behind this header.
+            return Next::is(before_greeting(record));
+        }
         scratch.header_at = record.headers.end_of(index);
         scratch.header_index += 1;
         return Next::Header;
     }
     let behind = record.headers.behind(segment);
-    if record.class == ListenerClass::Pending as u8 && head != Head::Pass {
-        return Next::is(pending(ctx, record, scratch.payload, behind));
+    if is_pending {
+        return Next::is(match head {
+            Head::Login | Head::Gap => pending(ctx, record, scratch.payload, behind),
+            // Where the server begins to read is not known.
+            Head::Split | Head::Contradiction => before_greeting(record),
+            Head::Pass | Head::Next => Action::Pass,
+        });
     }
     let hold = match head {
         Head::Login => return Next::Login,
@@ -128,7 +138,7 @@ fn read(ctx: &SkBuffContext, place: u32, scratch: &mut Scratch) -> Found {
 /// What a client's first bytes look like, on a listener that nobody has named.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum First {
-    /// A login of either protocol, or what may become one.
+    /// A login of either protocol, or what may become one or have one behind it.
     Login,
     /// A TLS record.
     Tls,
@@ -161,9 +171,11 @@ fn first(ctx: &SkBuffContext, payload: u32, segment: Segment) -> First {
     let b5 = packet::byte(ctx, at.wrapping_add(5)).unwrap_or(0);
     let tls = begins_handshake(b0, b1, b2) && b5 == CLIENT_HELLO;
     let x = matches!(sequence_id, 0..=4) && matches!(b4, 1..=4);
+    // No strict one, or one too many: a server may see another end of it, and a login behind that.
+    let header = matches!(&[b0, b1, b2, sequence_id], b"PROX" | b"\r\n\r\n");
     if tls {
         First::Tls
-    } else if x || sequence_id == 1 {
+    } else if x || header || sequence_id == 1 {
         First::Login
     } else {
         First::Other
@@ -186,9 +198,14 @@ fn pending(
     }
     let too_long = record.tls_first != 0 && segment.end() > i64::from(FIRST_RECORD_MAX);
     if first == First::Login || too_long {
-        return ingress::held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
+        return before_greeting(record);
     }
     record.client_spoke = 1;
     record.unjudged = 1;
     Action::Pass
+}
+
+#[inline(always)]
+fn before_greeting(record: &SocketRecord) -> Action {
+    ingress::held(Hold::BeforeGreeting, policy::mode(record.endpoints.server))
 }

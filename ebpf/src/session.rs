@@ -175,11 +175,6 @@ fn changed(ctx: &SockOpsContext) {
     let outcome = match record.phase() {
         Phase::Plain if record.client_spoke == 0 => Outcome::HalfOpen,
         Phase::Plain => Outcome::Incomplete,
-        Phase::Claimed if record.hello.is_proof() => {
-            // Cut off inside the ServerHello.
-            secure(record, policy::mode(record.endpoints.server));
-            return;
-        }
         Phase::Claimed => Outcome::TlsFailed,
         Phase::Denied => {
             // Nothing is left to refuse. It is no error if the agent has removed it.

@@ -875,3 +875,62 @@ fn headless(streams: &mut Streams<'_>) -> Vec<Attempt> {
 fn login_whose_header_follows_the_greeting_gets_nothing_in() {
     UNNAMED.keeps_out(headless);
 }
+
+/// Sent before the greeting to a listener that nothing names: PROXY protocol headers, or what a server may take for
+/// some, that have the gate look for the login elsewhere than the server does.
+fn behind_headers(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0";
+    let binary = |len: u8| {
+        let behind = [&[0, len][..], &vec![0; usize::from(len)]].concat();
+        [SIGNATURE, &behind].concat()
+    };
+    let mut attempts = Vec::new();
+    for _ in 0..10 {
+        let mut add = |name: &str, third: &dyn Fn(&[u8]) -> Vec<Segment>| {
+            let stream = streams.make();
+            let bare = Segment::at(0, b"").flags(ACK);
+            let third = [vec![bare], third(&stream.plain)].concat();
+            let opening = Opening {
+                third: Some(third),
+                ..stamped()
+            };
+            attempts.push(Attempt::new(name, &stream, []).opening(opening));
+        };
+        add("a header that the server discards moves it", &|plain| {
+            let decoy = binary(240);
+            let mut long = plain.to_vec();
+            long.resize(decoy.len() + 64, 0xaa);
+            vec![Segment::at(0, &decoy).unsound(), Segment::at(0, &long)]
+        });
+        add("behind a header that comes later", &|plain| {
+            vec![Segment::at(28, plain), Segment::at(0, &binary(12))]
+        });
+        add("behind a line that is too long", &|plain| {
+            let line = [&b"PROXY UNKNOWN "[..], &[b'a'; 120], b"\r\n"].concat();
+            vec![Segment::at(0, &[&line, plain].concat())]
+        });
+        add("behind a fifth header", &|plain| {
+            let headers = b"PROXY UNKNOWN\r\n".repeat(5);
+            vec![Segment::at(0, &[&headers, plain].concat())]
+        });
+        add("behind a header in two segments", &|plain| {
+            let rest = [b"UNKNOWN\r\n", plain].concat();
+            vec![Segment::at(0, b"PROXY "), Segment::at(6, &rest)]
+        });
+    }
+    attempts
+}
+
+// A hole in each: the gate took the bytes at the place where it thought the login began for another protocol.
+#[test]
+fn login_behind_headers_before_the_greeting_gets_nothing_in() {
+    let place = Place {
+        with: &[
+            "--extra-por=3399",
+            "--extra-max-connections=2000",
+            "--proxy-protocol-networks=*",
+        ],
+        ..UNNAMED
+    };
+    place.keeps_out(behind_headers);
+}
