@@ -79,6 +79,8 @@ pub struct Connection {
     clock: u32,
     echo: Option<u32>,
     cookie: Option<Vec<u8>>,
+    /// How much of the server's stream it takes, if not all.
+    limit: Option<usize>,
 }
 
 /// How the server ended a connection.
@@ -101,7 +103,16 @@ impl Connection {
             clock: CLOCK,
             echo: None,
             cookie: None,
+            limit: None,
         }
+    }
+
+    /// The window that its segments advertise. There is no window scaling.
+    fn window(&self) -> u16 {
+        let room = |limit: usize| limit.saturating_sub(self.received.len());
+        self.limit
+            .and_then(|limit| u16::try_from(room(limit)).ok())
+            .unwrap_or(u16::MAX)
     }
 
     /// Whether the server has answered the SYN.
@@ -314,6 +325,7 @@ impl Stack {
             seq: connection.opening.isn,
             ack: 0,
             options: connection.syn_options(),
+            window: u16::MAX,
         };
         let syn = Segment::at(-1, &connection.opening.syn_payload).flags(SYN);
         self.connections.insert(local, connection);
@@ -352,8 +364,16 @@ impl Stack {
                 .unwrap_or_default()
                 .wrapping_add(segment.ack_shift),
             options: connection.stamps(segment.stamp),
+            window: connection.window(),
         };
         self.write(&frame, segment)
+    }
+
+    /// From its next segment on a connection takes `more` bytes of the server's stream; `None` for all.
+    pub fn take_only(&mut self, local: SocketAddr, more: Option<usize>) -> Result<()> {
+        let connection = self.known(local)?;
+        connection.limit = more.map(|more| connection.received.len() + more);
+        Ok(())
     }
 
     /// Ends a connection by RST, where the server's kernel expects the next byte, and forgets it.
@@ -467,6 +487,7 @@ impl Stack {
             seq: incoming.ack,
             ack: 0,
             options: Vec::new(),
+            window: u16::MAX,
         };
         self.write(&frame, &Segment::at(0, b"").flags(RST))
     }

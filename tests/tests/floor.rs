@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+use std::time::Duration;
+
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
 use musttls_tests::client::{Client, Login, Tls};
@@ -11,7 +13,7 @@ use musttls_tests::mysqlx::start_tls;
 use musttls_tests::netns::{Host, Net};
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{Options, Product, Server, USER};
-use musttls_tests::tcp::{Opening, Segment, Stack};
+use musttls_tests::tcp::{ACK, Opening, Segment, Stack};
 use musttls_tests::tls::TlsClient;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::ssl_request;
@@ -576,5 +578,52 @@ fn x_protocol_has_the_same_floor() {
             let record = refused(&agent, &raw);
             assert_eq!(record.tls_version(), "TLSv1.2", "{}", record.line);
         }
+    }
+}
+
+/// With the server's random a client could finish a handshake, and log in, before the gate has seen the version.
+#[test]
+fn while_half_a_server_hello_is_out_nothing_of_the_client_passes() {
+    /// Record header, handshake header, version, and most of the random.
+    const HALF: usize = 40;
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let agent = Agent::start(ENFORCE).unwrap();
+        let mut stack = Stack::new(&net.app, &net.db, server.at(net.app.db_v4())).unwrap();
+        let local = stack.greeted(Opening::default()).unwrap();
+        let greeting = stack.connection(local).unwrap().received().len();
+        stack.take_only(local, Some(HALF)).unwrap();
+        let (_, hello) = TlsClient::v1_2().unwrap().begin().unwrap();
+        let request = ssl_request();
+        let behind = i32::try_from(request.len()).unwrap();
+        let len = behind + i32::try_from(hello.len()).unwrap();
+        // A segment from the same place as the one before does not make the window smaller.
+        stack.send(local, &Segment::at(0, &request)).unwrap();
+        stack.send(local, &Segment::at(behind, &hello)).unwrap();
+        // The server's kernel waits for more room, and then sends what fits.
+        stack
+            .await_that(local, "half a ServerHello", |it| {
+                it.received().len() == greeting + HALF
+            })
+            .unwrap();
+
+        let more = Segment::at(len, b"\x16\x03\x03\0\x01\x10");
+        stack.send(local, &more).unwrap();
+        stack.pump(Duration::from_millis(300)).unwrap();
+        let acknowledged = |stack: &Stack| stack.connection(local).unwrap().acknowledged();
+        assert_eq!(acknowledged(&stack), len.cast_unsigned(), "{product:?}");
+        assert_eq!(agent.held().unwrap()["gap"], 1, "{product:?}");
+
+        stack.take_only(local, None).unwrap();
+        let bare = Segment::at(len, b"").flags(ACK);
+        stack.send(local, &bare).unwrap();
+        let is_tls = |record: &Record| record.transport() == "tls" && !record.is_denied();
+        stack.pump(Duration::from_millis(300)).unwrap();
+        agent.await_record("the rest", is_tls).unwrap();
+        stack.send(local, &more).unwrap();
+        stack.pump(Duration::from_millis(300)).unwrap();
+        assert_ne!(acknowledged(&stack), len.cast_unsigned(), "{product:?}");
+        stack.abort(local).unwrap();
     }
 }

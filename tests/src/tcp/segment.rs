@@ -238,6 +238,7 @@ pub(super) struct Frame {
     pub(super) seq: u32,
     pub(super) ack: u32,
     pub(super) options: Vec<u8>,
+    pub(super) window: u16,
 }
 
 impl Frame {
@@ -265,7 +266,7 @@ impl Frame {
         tcp.extend(self.ack.to_be_bytes());
         tcp.push(u8::try_from(words << 4).unwrap_or(u8::MAX));
         tcp.push(segment.flags);
-        tcp.extend(u16::MAX.to_be_bytes());
+        tcp.extend(self.window.to_be_bytes());
         let mut rest = segment.urgent.to_be_bytes().to_vec();
         rest.extend(&self.options);
         rest.extend(&segment.bytes);
@@ -453,6 +454,7 @@ mod tests {
             seq: 7,
             ack: 9,
             options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
+            window: u16::MAX,
         }
     }
 
