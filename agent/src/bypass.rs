@@ -145,6 +145,15 @@ pub struct Look {
     pub unchecked: BTreeSet<(Kind, String)>,
 }
 
+impl Look {
+    /// What could not be looked for, a line each.
+    #[must_use]
+    pub fn unchecked_lines(&self) -> Vec<String> {
+        let line = |(kind, why): &(Kind, String)| format!("{}: {why}", kind.as_str());
+        self.unchecked.iter().map(line).collect()
+    }
+}
+
 /// Looks again and again, and reads what is dear to read as seldom as can be.
 #[derive(Debug, Default)]
 pub struct Watch {

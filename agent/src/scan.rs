@@ -67,11 +67,7 @@ pub fn scan() -> Result<Found> {
     let look = Watch::default().look(&servers.iter().collect::<Vec<_>>());
     Ok(Found {
         alarms: look.alarms.iter().map(Alarm::from).collect(),
-        unchecked: look
-            .unchecked
-            .iter()
-            .map(|(kind, why)| format!("{}: {why}", kind.as_str()))
-            .collect(),
+        unchecked: look.unchecked_lines(),
         servers: servers.iter().map(entry).collect(),
         errors: errors.iter().map(ToString::to_string).collect(),
     })

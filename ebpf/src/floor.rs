@@ -2,8 +2,6 @@
 //! decides. A `ClientHello` is read only to refuse what offers nothing good enough before the server answers it.
 
 use aya_ebpf::programs::SkBuffContext;
-use musttls_common::counter::Outcome;
-use musttls_common::event::{Event, Kind};
 use musttls_common::floor::{ALERT_LEN, ClientHelloReader, shortfall, shortfall_of_offer};
 use musttls_common::mysql::HEADER_LEN;
 use musttls_common::session::{ListenerClass, Phase, SocketRecord};
@@ -11,7 +9,6 @@ use musttls_common::stream::{Reader as _, step};
 use musttls_common::tls::{TLS_1_0, TLS_1_3};
 use musttls_common::verdict::{Action, Hold, Mode, Reason};
 
-use crate::emit::Ring;
 use crate::maps::{EGRESS, EGRESS_SERVER_HELLO, INGRESS, INGRESS_CLIENT_HELLO, SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp, load_words, store_words};
 use crate::policy::{self, Policy};
@@ -28,10 +25,13 @@ const STEPS: u32 = 64;
 /// say then.
 #[inline(always)]
 pub(crate) fn behind_claim(ctx: &SkBuffContext, record: &SocketRecord) -> Action {
-    if record.phase == Phase::Claimed as u8 && record.hello.is_proof() {
+    if record.phase != Phase::Claimed as u8 {
+        return Action::Pass;
+    }
+    if record.hello.is_proof() {
         return ingress::held(Hold::Gap, policy::mode(record.endpoints.server));
     }
-    if record.phase != Phase::Claimed as u8 || record.client_hello.is_done() {
+    if record.client_hello.is_done() {
         return Action::Pass;
     }
     go_on(ctx, record, &INGRESS, INGRESS_CLIENT_HELLO)
@@ -186,14 +186,7 @@ fn excepted(record: &mut SocketRecord, reason: Reason, rule: u16, policy: &Polic
         return Action::Pass;
     }
     record.reason = reason as u8;
-    record.rule = rule;
-    record.policy_version = policy.version();
-    record.phase = Phase::Excepted as u8;
-    emit::count_outcome(record, Outcome::Excepted);
-    let mut event = Event::default();
-    emit::fill(&mut event, Kind::Excepted, policy.mode(), record);
-    emit::event(&event, Ring::Sessions);
-    Action::Pass
+    session::excepted(record, rule, policy)
 }
 
 /// Whether a segment of the server, with payload that ends `behind` bytes behind what it said before TLS, goes out to

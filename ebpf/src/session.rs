@@ -254,6 +254,19 @@ pub(crate) fn deny(
     action
 }
 
+/// An exception for any user allows a session without a readable login.
+#[inline(always)]
+pub(crate) fn excepted(record: &mut SocketRecord, rule: u16, policy: &Policy<'_>) -> Action {
+    record.rule = rule;
+    record.policy_version = policy.version();
+    record.phase = Phase::Excepted as u8;
+    emit::count_outcome(record, Outcome::Excepted);
+    let mut event = Event::default();
+    emit::fill(&mut event, Kind::Excepted, policy.mode(), record);
+    emit::event(&event, Ring::Sessions);
+    Action::Pass
+}
+
 /// The server turned out to speak a protocol of `MySQL` after client bytes had passed unjudged.
 #[inline(always)]
 pub(crate) fn spoke_too_early(record: &mut SocketRecord) -> Action {

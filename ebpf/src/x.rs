@@ -5,8 +5,6 @@
 //! follow both protocols in one.
 
 use aya_ebpf::programs::SkBuffContext;
-use musttls_common::counter::Outcome;
-use musttls_common::event::{Event, Kind};
 use musttls_common::judge::{Judgement, Segment};
 use musttls_common::mysqlx::{FRAMES, ServerFrames};
 use musttls_common::policy::NO_RULE;
@@ -14,11 +12,10 @@ use musttls_common::session::{ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Reason};
 
 use crate::egress::Hello;
-use crate::emit::Ring;
 use crate::maps::{SCRATCH, SOCKETS};
 use crate::packet::{self, Tcp};
 use crate::policy::{self, Policy};
-use crate::{egress, emit, floor, ingress, session, sock};
+use crate::{egress, floor, ingress, session, sock};
 
 /// Client to server: a segment with payload, or with the URG flag, of an undecided session.
 #[inline(always)]
@@ -92,14 +89,7 @@ fn plaintext(record: &mut SocketRecord, reason: Reason, policy: Option<&Policy<'
         // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
         let walk = unsafe { &mut (*scratch).walk };
         if let Some(rule) = policy.exception(policy.client(record), None, walk) {
-            record.rule = rule;
-            record.policy_version = policy.version();
-            record.phase = Phase::Excepted as u8;
-            emit::count_outcome(record, Outcome::Excepted);
-            let mut event = Event::default();
-            emit::fill(&mut event, Kind::Excepted, policy.mode(), record);
-            emit::event(&event, Ring::Sessions);
-            return Action::Pass;
+            return session::excepted(record, rule, policy);
         }
     }
     session::deny(record, reason, policy)

@@ -239,7 +239,8 @@ impl Stats {
 
 /// `union bpf_attr`: zeros beyond what a command knows are allowed.
 #[repr(align(8))]
-struct Attr([u8; 128]);
+#[derive(Debug)]
+pub struct Attr([u8; 128]);
 
 impl Default for Attr {
     fn default() -> Self {
@@ -248,22 +249,26 @@ impl Default for Attr {
 }
 
 impl Attr {
-    fn bytes(&mut self, offset: usize, bytes: &[u8]) -> &mut Self {
+    /// Puts `bytes` at `offset`.
+    pub fn bytes(&mut self, offset: usize, bytes: &[u8]) -> &mut Self {
         for (place, byte) in self.0.iter_mut().skip(offset).zip(bytes) {
             *place = *byte;
         }
         self
     }
 
-    fn u32(&mut self, offset: usize, value: u32) -> &mut Self {
+    /// Puts a number there.
+    pub fn u32(&mut self, offset: usize, value: u32) -> &mut Self {
         self.bytes(offset, &value.to_ne_bytes())
     }
 
-    fn fd(&mut self, offset: usize, fd: &impl AsFd) -> &mut Self {
+    /// Puts the number of a descriptor there.
+    pub fn fd(&mut self, offset: usize, fd: &impl AsFd) -> &mut Self {
         self.bytes(offset, &fd.as_fd().as_raw_fd().to_ne_bytes())
     }
 
-    fn pointer<T>(&mut self, offset: usize, pointer: *const T) -> &mut Self {
+    /// Puts a pointer there.
+    pub fn pointer<T>(&mut self, offset: usize, pointer: *const T) -> &mut Self {
         self.bytes(offset, &pointer.expose_provenance().to_ne_bytes())
     }
 
@@ -272,9 +277,11 @@ impl Attr {
         field.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
     }
 
+    /// Calls `bpf(2)`; what it returns if it is no error.
+    ///
     /// # Safety
     /// The pointers in the attributes must be good for what `command` does with them.
-    unsafe fn call(&mut self, command: i32) -> io::Result<i32> {
+    pub unsafe fn call(&mut self, command: i32) -> io::Result<i32> {
         // SAFETY: the kernel reads and writes the attributes, of the length given; the caller answers
         // for the pointers in them.
         let result = unsafe {
@@ -291,9 +298,11 @@ impl Attr {
         }
     }
 
+    /// Calls it for a descriptor.
+    ///
     /// # Safety
     /// As [`Self::call`]; and `command` must be one that returns a new descriptor.
-    unsafe fn call_for_fd(&mut self, command: i32) -> io::Result<OwnedFd> {
+    pub unsafe fn call_for_fd(&mut self, command: i32) -> io::Result<OwnedFd> {
         // SAFETY: the caller answers for it.
         let fd = unsafe { self.call(command) }?;
         // SAFETY: the kernel has just made the descriptor for this process, and nobody else has it.

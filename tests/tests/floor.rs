@@ -57,6 +57,12 @@ fn offer_1_2(raw: &mut Raw, send: impl FnOnce(&mut Raw, &[u8])) -> (Vec<u8>, Nex
     raw.read_to_end().unwrap()
 }
 
+/// Sends a request for TLS, and then the offer.
+fn in_two_segments(raw: &mut Raw, hello: &[u8]) {
+    raw.send(&ssl_request()).unwrap();
+    raw.send(hello).unwrap();
+}
+
 fn refused(agent: &Agent, raw: &Raw) -> Record {
     let port = u64::from(raw.local().unwrap().port());
     agent
@@ -169,10 +175,7 @@ fn offer_is_read_in_every_cut() {
             ("request and offer in one segment", &|raw, hello| {
                 raw.send(&[&ssl_request(), hello].concat()).unwrap();
             }),
-            ("two segments", &|raw, hello| {
-                raw.send(&ssl_request()).unwrap();
-                raw.send(hello).unwrap();
-            }),
+            ("two segments", &in_two_segments),
             ("an offer in two segments", &|raw, hello| {
                 let (first, second) = hello.split_at(60);
                 raw.send(&ssl_request()).unwrap();
@@ -237,8 +240,7 @@ fn long_offers_and_hello_retry_requests_pass() {
             .longer_by(12_000)
             .begin()
             .unwrap();
-        raw.send(&ssl_request()).unwrap();
-        raw.send(&hello).unwrap();
+        in_two_segments(&mut raw, &hello);
         assert_eq!(raw.read_to_end().unwrap().0, PROTOCOL_VERSION);
         assert_eq!(agent.outcome("denied").unwrap(), 1);
         assert_eq!(agent.outcome("secure").unwrap(), 3);
@@ -307,10 +309,7 @@ fn refused_cipher_suites_are_refused_at_the_server_hello() {
         let agent = Agent::start(&policy).unwrap();
         // Up to TLS 1.2 the server's flight goes out, and the alert behind it.
         let mut raw = greeted(&server, &net.app);
-        let (bytes, end) = offer_1_2(&mut raw, |raw, hello| {
-            raw.send(&ssl_request()).unwrap();
-            raw.send(hello).unwrap();
-        });
+        let (bytes, end) = offer_1_2(&mut raw, in_two_segments);
         assert!(bytes.starts_with(&[0x16, 3, 3]), "{bytes:x?}");
         assert!(bytes.ends_with(&HANDSHAKE_FAILURE), "{bytes:x?}");
         assert_eq!(end, Next::Reset, "{product:?}");
@@ -337,8 +336,7 @@ fn refused_cipher_suites_are_refused_at_the_server_hello() {
             .unwrap();
         let mut raw = greeted(&server, &net.app);
         let (_, hello) = best.begin().unwrap();
-        raw.send(&ssl_request()).unwrap();
-        raw.send(&hello).unwrap();
+        in_two_segments(&mut raw, &hello);
         assert_eq!(raw.read_to_end().unwrap(), (vec![], Next::Reset));
         let record = refused(&agent, &raw);
         let line = &record.line;
@@ -364,10 +362,7 @@ fn offer_of_nothing_but_refused_cipher_suites_gets_its_alert_at_once() {
         let policy = format!("{ENFORCE}\nrequire = \"tls1.2\"\nrefused_ciphers = [{ALL_OF_1_2}]");
         let agent = Agent::start(&policy).unwrap();
         let mut raw = greeted(&server, &net.app);
-        let (bytes, _) = offer_1_2(&mut raw, |raw, hello| {
-            raw.send(&ssl_request()).unwrap();
-            raw.send(hello).unwrap();
-        });
+        let (bytes, _) = offer_1_2(&mut raw, in_two_segments);
         assert_eq!(bytes, HANDSHAKE_FAILURE, "{product:?}");
         let record = refused(&agent, &raw);
         let line = &record.line;

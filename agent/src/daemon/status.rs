@@ -30,13 +30,7 @@ impl Daemon {
             },
             coverage: self.coverage_of(&servers),
             alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),
-            unchecked: self
-                .watch
-                .last
-                .unchecked
-                .iter()
-                .map(|(kind, why)| format!("{}: {why}", kind.as_str()))
-                .collect(),
+            unchecked: self.watch.last.unchecked_lines(),
             servers,
             sessions: self.sessions_by_outcome(&totals),
             credentials_exposed: self.recorder.exposed(),

@@ -3,10 +3,10 @@
 //!
 //! Source of all numbers and offsets: `include/uapi/linux/bpf.h`, Linux 6.12; they are ABI.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
+use musttls_tests::bpf::Attr;
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
@@ -32,9 +32,9 @@ impl Sockmap {
             .u32(8, value_len)
             .u32(12, 1)
             .bytes(28, b"redirection");
-        let fd = attr.call(MAP_CREATE).context("make a sockmap (bpf(2))")?;
-        // SAFETY: the kernel has just made the descriptor for this process.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        // SAFETY: the attributes hold no pointer, and the command returns a new descriptor.
+        let fd = unsafe { attr.call_for_fd(MAP_CREATE) };
+        fd.map(Self).context("make a sockmap (bpf(2))")
     }
 
     /// Puts `socket` in.
@@ -45,7 +45,8 @@ impl Sockmap {
         attr.fd(0, &self.0)
             .pointer(8, &raw const key)
             .pointer(16, &raw const value);
-        attr.call(MAP_UPDATE_ELEM)
+        // SAFETY: key and value live until the call returns.
+        unsafe { attr.call(MAP_UPDATE_ELEM) }
             .context("put a socket into a sockmap")
             .map(drop)
     }
@@ -71,61 +72,13 @@ impl Sockmap {
             .pointer(8, program.as_ptr())
             .pointer(16, license.as_ptr())
             .u32(68, SK_MSG_VERDICT);
-        let fd = attr.call(PROG_LOAD).context("load an sk_msg program")?;
-        // SAFETY: the kernel has just made the descriptor for this process.
-        let program = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: program and licence live until the call returns, and the command returns a new descriptor.
+        let program = unsafe { attr.call_for_fd(PROG_LOAD) }.context("load an sk_msg program")?;
         let mut attr = Attr::default();
         attr.fd(0, &self.0).fd(4, &program).u32(8, SK_MSG_VERDICT);
-        attr.call(PROG_ATTACH)
+        // SAFETY: the attributes hold no pointer.
+        unsafe { attr.call(PROG_ATTACH) }
             .context("attach an sk_msg program")
             .map(drop)
-    }
-}
-
-/// `union bpf_attr`: zeros beyond what a command knows are allowed.
-#[repr(align(8))]
-struct Attr([u8; 128]);
-
-impl Default for Attr {
-    fn default() -> Self {
-        Self([0; 128])
-    }
-}
-
-impl Attr {
-    fn bytes(&mut self, offset: usize, bytes: &[u8]) -> &mut Self {
-        for (place, byte) in self.0.iter_mut().skip(offset).zip(bytes) {
-            *place = *byte;
-        }
-        self
-    }
-
-    fn u32(&mut self, offset: usize, value: u32) -> &mut Self {
-        self.bytes(offset, &value.to_ne_bytes())
-    }
-
-    fn fd(&mut self, offset: usize, fd: &impl AsFd) -> &mut Self {
-        self.bytes(offset, &fd.as_fd().as_raw_fd().to_ne_bytes())
-    }
-
-    fn pointer<T>(&mut self, offset: usize, pointer: *const T) -> &mut Self {
-        self.bytes(offset, &pointer.expose_provenance().to_ne_bytes())
-    }
-
-    fn call(&mut self, command: i32) -> io::Result<i32> {
-        // SAFETY: the attributes have the length given, and the pointers that this file puts into them are those of
-        // places that live until the call returns.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command,
-                self.0.as_mut_ptr(),
-                size_of::<Self>(),
-            )
-        };
-        match i32::try_from(result) {
-            Ok(result @ 0..) => Ok(result),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 }
