@@ -15,11 +15,14 @@
 //! 3. offset 4 or 5 without the other: hold. Their sender's TCP sends them together in the end;
 //! 4. both, with `CLIENT_SSL`: a claim of TLS, worth as much as the greeting of this connection:
 //!    pass if it offered TLS, plaintext if it did not, hold if it has not been seen;
-//! 5. behind offset 5: pass once a claim has passed, else hold.
+//! 5. behind offset 5: pass once a claim has passed, else hold; unless it [may overtake](may_overtake) the login's head.
 
 use crate::mysql::{
-    FLAGS_HIGH_OFFSET, FLAGS_HIGH_SSL, FLAGS_LOW_OFFSET, Greeting, SEQUENCE_ID_OFFSET,
+    FLAGS_HIGH_OFFSET, FLAGS_HIGH_SSL, FLAGS_LOW_OFFSET, Greeting, SEQUENCE_ID_OFFSET, USER_MAX,
+    USER_OFFSET_41,
 };
+use crate::proxy::HEADERS_MAX;
+use crate::tls::begins_client_hello;
 use crate::verdict::{Hold, Reason};
 
 /// How many segments of one session are held before it is denied: enough for the retransmissions of
@@ -136,10 +139,54 @@ pub fn judge(
     }
 }
 
+/// From this offset on a stream holds no PROXY protocol header, no flags of a login and no user name that an exception
+/// could allow, however many headers are still to come.
+const BEHIND_ALL_HEADS: i32 = (HEADERS_MAX + USER_OFFSET_41 + USER_MAX as u32 + 1).cast_signed();
+
+/// Whether a segment behind the flags of a login that has not begun yet, or not passed, may pass all the same: TCP has lost
+/// or reordered what comes before it. `segment` is the stream behind the headers that have come; `ahead_from` is where it
+/// holds the first byte that has passed like that.
+///
+/// The server reads none of it before the flags, and these pass only as [`judge`] says. What has passed must not be what
+/// is judged later, though: no header may move the login on top of it ([`crate::proxy::Headers::judge`]), and no
+/// exception that names users may judge a user name that it could replace
+/// ([`crate::session::SocketRecord::is_judged_alone`]). Both are refused, and no honest client meets that: what begins
+/// inside a header or a login's head does not begin as a `ClientHello`.
+#[inline(always)]
+pub fn may_overtake(
+    segment: Segment,
+    greeting: Greeting,
+    ahead_from: Option<i32>,
+    byte: impl Fn(u32) -> Option<u8>,
+) -> bool {
+    if segment.urgent
+        || segment.start <= FLAGS_HIGH_OFFSET.cast_signed()
+        || !matches!(greeting, Greeting::WithTls)
+    {
+        return false;
+    }
+    if segment.start >= BEHIND_ALL_HEADS {
+        return true;
+    }
+    if let Some(from) = ahead_from
+        && segment.start >= from
+    {
+        return true;
+    }
+    match (byte(0), byte(1), byte(2), byte(5)) {
+        (Some(content_type), Some(major), Some(minor), Some(kind)) => {
+            begins_client_hello(content_type, major, minor, kind)
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
     use super::*;
+    use crate::proxy::{Found, HEADERS, Head, HeaderReader, WINDOW};
+    use crate::session::{Phase, SocketRecord};
     use proptest::prelude::*;
     use std::vec::Vec;
 
@@ -221,6 +268,62 @@ mod tests {
         );
     }
 
+    fn overtakes(start: i32, bytes: &[u8], ahead_from: Option<i32>) -> bool {
+        let segment = Segment {
+            start,
+            len: bytes.len() as u32,
+            urgent: false,
+        };
+        may_overtake(segment, Greeting::WithTls, ahead_from, |index| {
+            bytes.get(index as usize).copied()
+        })
+    }
+
+    const HELLO: [u8; 9] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc];
+
+    #[test]
+    fn a_client_hello_and_what_follows_it_may_overtake() {
+        assert!(overtakes(6, &HELLO, None));
+        assert!(overtakes(8, &HELLO, None));
+        assert!(overtakes(36, &HELLO, Some(100)));
+        assert!(!overtakes(5, &HELLO, None), "the flags");
+        assert!(!overtakes(0, &HELLO, Some(36)), "the flags");
+        assert!(!overtakes(36, &HELLO[..5], None), "what cannot be told");
+        assert!(!overtakes(36, &HELLO[1..], None));
+        assert!(!overtakes(35, &HELLO[1..], Some(36)));
+        assert!(overtakes(36, &HELLO[1..], Some(36)));
+        assert!(overtakes(45, b"anything", Some(36)));
+        assert!(!overtakes(BEHIND_ALL_HEADS - 1, b"anything", None));
+        assert!(overtakes(BEHIND_ALL_HEADS, b"anything", None));
+    }
+
+    #[test]
+    fn nothing_overtakes_with_the_urgent_flag_or_without_an_offer_of_tls() {
+        for greeting in [
+            Greeting::Unknown,
+            Greeting::WithTls,
+            Greeting::WithoutTls,
+            Greeting::Error,
+            Greeting::Foreign,
+            Greeting::MysqlX,
+        ] {
+            for urgent in [false, true] {
+                for start in [36, BEHIND_ALL_HEADS] {
+                    let segment = Segment {
+                        start,
+                        len: 9,
+                        urgent,
+                    };
+                    let passes = may_overtake(segment, greeting, None, |index| {
+                        HELLO.get(index as usize).copied()
+                    });
+                    let wanted = !urgent && greeting == Greeting::WithTls;
+                    assert_eq!(passes, wanted, "{segment:?} {greeting:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn urgent_data_is_held_whatever_it_says() {
         let segment = Segment {
@@ -245,6 +348,171 @@ mod tests {
                     Judgement::Plaintext(Reason::NotALogin),
                     "{sequence_id} in {start}+{len}"
                 );
+            }
+        }
+    }
+
+    /// What the gate lets pass of a session, where an exception allows [`USER`].
+    #[derive(Default)]
+    struct Gate {
+        record: SocketRecord,
+        /// Offset of the first byte that has passed without a judgement of its own.
+        first_unjudged: Option<i64>,
+    }
+
+    const USER: &[u8] = b"app";
+
+    impl Gate {
+        fn take(&mut self, stream: &[u8], start: usize, len: usize) {
+            let bytes = &stream[start..start + len];
+            let segment = Segment {
+                start: i32::try_from(start).unwrap(),
+                len: len as u32,
+                urgent: false,
+            };
+            let head = self.head(segment, bytes);
+            let record = &mut self.record;
+            let behind = record.headers.behind(segment);
+            match head {
+                Head::Gap => return self.overtake(behind, bytes),
+                Head::Login => {}
+                Head::Pass | Head::Split | Head::Contradiction | Head::Next => return,
+            }
+            let phase = record.phase();
+            if phase == Phase::ExceptedUser && behind.start >= record.login_head_end.cast_signed() {
+                record.passes_from(behind.start);
+                return self.pass(behind.start);
+            }
+            let claimed = phase == Phase::Claimed;
+            let byte = |index: u32| bytes.get(index as usize).copied();
+            match judge(behind, Greeting::WithTls, claimed, byte) {
+                Judgement::Claim => {
+                    record.passes_from(6);
+                    if phase == Phase::Plain {
+                        record.phase = Phase::Claimed as u8;
+                    }
+                    self.pass(6);
+                }
+                Judgement::Neutral if behind.end() > 4 => self.pass(behind.start),
+                Judgement::Plaintext(Reason::NoClientSsl) => self.except(behind, bytes),
+                Judgement::Hold(Hold::Gap) => self.overtake(behind, bytes),
+                Judgement::Neutral
+                | Judgement::SplitClaim
+                | Judgement::Plaintext(_)
+                | Judgement::Hold(_) => {}
+            }
+        }
+
+        fn head(&mut self, segment: Segment, bytes: &[u8]) -> Head {
+            let record = &mut self.record;
+            let mut at = 0;
+            for index in 0..=HEADERS {
+                let read = |place: u32| {
+                    let bytes = &bytes[place as usize..];
+                    let mut window = [0; WINDOW];
+                    let len = bytes.len().min(WINDOW);
+                    window[..len].copy_from_slice(&bytes[..len]);
+                    let mut reader = HeaderReader::default();
+                    let parsed = reader.read(&window, bytes.len() as u32, |_| {});
+                    Found {
+                        parsed,
+                        len: reader.header_len(),
+                        proxied: *reader.proxied(),
+                    }
+                };
+                match record
+                    .headers
+                    .judge(segment, index, at, record.ahead_from, read)
+                {
+                    Head::Next => at = record.headers.end_of(index),
+                    head => return head,
+                }
+            }
+            panic!("more headers than may be");
+        }
+
+        fn overtake(&mut self, behind: Segment, bytes: &[u8]) {
+            let record = &mut self.record;
+            let byte = |index: u32| bytes.get(index as usize).copied();
+            let from = record.ahead_from();
+            if record.phase() == Phase::Plain && may_overtake(behind, Greeting::WithTls, from, byte)
+            {
+                record.passes_from(behind.start);
+                self.pass(behind.start);
+            }
+        }
+
+        /// A plaintext login of the 4.1 form passes if it is the user's.
+        fn except(&mut self, behind: Segment, bytes: &[u8]) {
+            let user: Vec<u8> = (USER_OFFSET_41..)
+                .map(|offset| behind.payload_index(offset) as usize)
+                .map_while(|index| bytes.get(index).copied().filter(|byte| *byte != 0))
+                .collect();
+            let end = USER_OFFSET_41 + user.len() as u32 + 1;
+            let is_whole = behind.covers(4) && behind.covers(end - 1);
+            if !is_whole || user != USER || !self.record.is_judged_alone(end) {
+                return;
+            }
+            let end_of_head = i64::from(self.record.headers.end()) + i64::from(end);
+            let unjudged = self.first_unjudged.unwrap_or(i64::MAX);
+            assert!(unjudged >= end_of_head, "{unjudged} in {:?}", self.record);
+            self.record.login_head_end = end;
+            self.record.phase = Phase::ExceptedUser as u8;
+        }
+
+        fn pass(&mut self, start: i32) {
+            let at = i64::from(self.record.headers.end()) + i64::from(start);
+            let first = self.first_unjudged.unwrap_or(at);
+            self.first_unjudged = Some(first.min(at));
+        }
+    }
+
+    const PROXY_LINE: &[u8] = b"PROXY UNKNOWN\r\n";
+
+    /// Logins and requests for TLS behind headers or none, with what begins as a `ClientHello` here and there.
+    fn streams() -> impl Strategy<Value = Vec<u8>> {
+        let login = prop_oneof![
+            Just(SSL_REQUEST.to_vec()),
+            Just(plaintext_login()),
+            Just(b"\x16\x03\x01\x01\x08\x01".repeat(10)),
+        ];
+        let hellos = prop::collection::vec(0_usize..80, 0..3);
+        (0_usize..6, login, hellos).prop_map(|(headers, login, hellos)| {
+            let mut stream = PROXY_LINE.repeat(headers);
+            stream.extend(login);
+            stream.resize(BEHIND_ALL_HEADS as usize + 100, 0xaa);
+            for at in hellos {
+                // Not where a user or a header stands: it would be another one.
+                if stream[at..at + 6]
+                    .iter()
+                    .all(|byte| matches!(byte, 0 | 0xaa))
+                {
+                    stream[at..at + 6].copy_from_slice(&HELLO[..6]);
+                }
+            }
+            stream
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// What passes ahead is never a login's flags, wherever headers put them, nor part of the head of a login that
+        /// passes by the name of its user.
+        #[test]
+        fn nothing_that_passes_ahead_is_judged_later(
+            streams in prop::collection::vec(streams(), 1..4),
+            segments in prop::collection::vec((0_usize..4, prop_oneof![0_usize..120, 1100_usize..1280], 1_usize..90), 1..16),
+        ) {
+            let mut gate = Gate::default();
+            gate.record.phase = Phase::Plain as u8;
+            for (which, start, len) in segments {
+                let stream = &streams[which % streams.len()];
+                let start = if start < 20 { 0 } else { start };
+                let len = len.min(stream.len() - start);
+                gate.take(stream, start, len);
+                let flags = i64::from(gate.record.headers.end()) + i64::from(FLAGS_HIGH_OFFSET);
+                prop_assert!(gate.first_unjudged.is_none_or(|first| first > flags), "{:?}", gate.record);
             }
         }
     }

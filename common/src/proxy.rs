@@ -16,6 +16,7 @@
 
 use crate::addr::v4_mapped;
 use crate::judge::Segment;
+use crate::mysql::FLAGS_HIGH_OFFSET;
 
 /// Most headers of a session: a chain of proxies. Servers take any number.
 pub const HEADERS: usize = 4;
@@ -23,6 +24,8 @@ pub const HEADERS: usize = 4;
 const LINE_MAX: u16 = 107;
 /// Longest header of version 2 that `MariaDB` takes.
 const BINARY_MAX: u16 = 256;
+/// Most bytes of a session's headers.
+pub const HEADERS_MAX: u32 = HEADERS as u32 * BINARY_MAX as u32;
 /// Length of a header of version 2 without addresses (section 2.2).
 const BINARY_MIN: u16 = 16;
 
@@ -539,7 +542,7 @@ pub enum Head {
     Split,
     /// It begins behind a place where nothing has been read yet.
     Gap,
-    /// It contradicts a header that has passed.
+    /// It contradicts a header that has passed, or moves the login to where bytes have passed.
     Contradiction,
 }
 
@@ -602,13 +605,15 @@ impl Headers {
 
     /// Judges the part of `segment` that belongs to header number `index`, which begins at `at`. `index` goes from 0 to [`HEADERS`].
     ///
-    /// `read` reads a header at a place in the payload, and gives what it says of the client.
+    /// `read` reads a header at a place in the payload, and gives what it says of the client. `ahead_from` is where the
+    /// first byte has passed ahead of the login, 0 for none: the login's flags must lie before it.
     #[inline(always)]
     pub fn judge(
         &mut self,
         segment: Segment,
         index: usize,
         at: u32,
+        ahead_from: u32,
         read: impl FnOnce(u32) -> Found,
     ) -> Head {
         if segment.end() <= at as i64 {
@@ -647,6 +652,9 @@ impl Headers {
             Parsed::Other if known => Head::Contradiction,
             Parsed::Header if index < HEADERS => {
                 let end = at as u16 + len;
+                if ahead_from != 0 && end as u32 + FLAGS_HIGH_OFFSET >= ahead_from {
+                    return Head::Contradiction;
+                }
                 if let Some(place) = self.ends.get_mut(index) {
                     *place = end;
                 }
@@ -816,6 +824,16 @@ mod tests {
     }
 
     fn judge(headers: &mut Headers, stream: &[u8], start: usize, len: usize) -> Head {
+        judge_behind(headers, 0, stream, start, len)
+    }
+
+    fn judge_behind(
+        headers: &mut Headers,
+        ahead_from: u32,
+        stream: &[u8],
+        start: usize,
+        len: usize,
+    ) -> Head {
         let segment = Segment {
             start: i32::try_from(start).unwrap(),
             len: len as u32,
@@ -824,7 +842,7 @@ mod tests {
         let mut at = 0;
         for index in 0..=HEADERS {
             let read = |place: u32| parse(&stream[start + place as usize..start + len]);
-            match headers.judge(segment, index, at, read) {
+            match headers.judge(segment, index, at, ahead_from, read) {
                 Head::Next => at = headers.end_of(index),
                 head => return head,
             }
@@ -886,6 +904,23 @@ mod tests {
             );
         }
         assert_eq!(end(&headers), (V1.len(), false));
+    }
+
+    #[test]
+    fn no_header_moves_the_flags_to_where_bytes_have_passed() {
+        let stream = [V1, &LOGIN].concat();
+        let flags_end = V1.len() as u32 + 6;
+        for (ahead_from, head) in [
+            (flags_end - 1, Head::Contradiction),
+            (1, Head::Contradiction),
+            (flags_end, Head::Pass),
+            (0, Head::Pass),
+        ] {
+            let mut headers = Headers::default();
+            let judged = judge_behind(&mut headers, ahead_from, &stream, 0, V1.len());
+            assert_eq!(judged, head, "{ahead_from}");
+            assert_eq!(headers.end() != 0, head == Head::Pass, "{ahead_from}");
+        }
     }
 
     #[test]

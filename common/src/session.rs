@@ -218,8 +218,9 @@ pub struct SocketRecord {
     pub _pad: u8,
     /// The TLS floor that refused, or that would; 0 for none.
     pub floor: u16,
-    #[doc(hidden)]
-    pub _pad2: [u8; 4],
+    /// Offset in the client's stream of the first byte behind a login's flags that has passed without a judgement of
+    /// its own; 0 for none. It may be in the server's queue.
+    pub ahead_from: u32,
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 224 && align_of::<SocketRecord>() == 8);
@@ -234,6 +235,36 @@ impl SocketRecord {
         } else {
             Phase::Denied
         }
+    }
+
+    /// Where in the stream behind the headers the first byte has passed without a judgement of its own.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ahead_from(&self) -> Option<i32> {
+        if self.ahead_from == 0 {
+            None
+        } else {
+            Some(self.ahead_from.cast_signed() - self.headers.end() as i32)
+        }
+    }
+
+    /// Bytes from `start` of the stream behind the headers on pass without a judgement of their own.
+    #[inline(always)]
+    pub const fn passes_from(&mut self, start: i32) {
+        let at = start
+            .wrapping_add(self.headers.end() as i32)
+            .cast_unsigned();
+        if self.ahead_from == 0 || at < self.ahead_from {
+            self.ahead_from = at;
+        }
+    }
+
+    /// Whether the server can have no other copy of a login's head than those that are judged: it ends at `end` of the
+    /// stream behind the headers.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_judged_alone(&self, end: u32) -> bool {
+        self.ahead_from == 0 || self.headers.end() as u32 + end <= self.ahead_from
     }
 
     /// The record of a listener.

@@ -10,7 +10,9 @@ use crate::stream::Reader;
 pub const CONTENT_HANDSHAKE: u8 = 0x16;
 /// `ContentType.alert`.
 pub const CONTENT_ALERT: u8 = 0x15;
-/// `HandshakeType.server_hello` (RFC 8446 section 4).
+/// `HandshakeType.client_hello` (RFC 8446 section 4).
+const CLIENT_HELLO: u8 = 0x01;
+/// `HandshakeType.server_hello`.
 const SERVER_HELLO: u8 = 0x02;
 /// `ExtensionType.supported_versions` (RFC 8446 section 4.2).
 pub const SUPPORTED_VERSIONS: u16 = 0x002b;
@@ -30,6 +32,14 @@ pub const TLS_1_3: u16 = 0x0304;
 #[inline(always)]
 pub const fn begins_handshake(content_type: u8, major: u8, minor: u8) -> bool {
     content_type == CONTENT_HANDSHAKE && major == 3 && minor >= 1 && minor <= 4
+}
+
+/// Whether a record that begins with these bytes, the last of which is its sixth, begins as that of a `ClientHello` does
+/// (RFC 8446 section 4).
+#[must_use]
+#[inline(always)]
+pub const fn begins_client_hello(content_type: u8, major: u8, minor: u8, kind: u8) -> bool {
+    begins_handshake(content_type, major, minor) && kind == CLIENT_HELLO
 }
 
 /// Upper bound of [`Reader::take`] calls for one `ServerHello`: 13 bytes up to the extensions, then four for

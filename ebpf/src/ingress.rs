@@ -6,7 +6,7 @@ use aya_ebpf::bindings::BPF_TCP_LISTEN;
 use aya_ebpf::programs::SkBuffContext;
 use musttls_common::counter::Outcome;
 use musttls_common::event::{Kind, Login, TAIL_MAX};
-use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge};
+use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge, may_overtake};
 use musttls_common::mysql::{
     AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, HEADER_LEN, USER_MAX,
     USER_OFFSET_41, USER_OFFSET_320, auth_response,
@@ -265,6 +265,7 @@ pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
     }
     let login_follows = i64::from(segment.start) >= i64::from(record.login_head_end);
     if record.phase == Phase::ExceptedUser as u8 && login_follows && !segment.urgent {
+        record.passes_from(segment.start);
         return Action::Pass;
     }
     let claimed = record.phase == Phase::Claimed as u8;
@@ -272,6 +273,9 @@ pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
         packet::byte(ctx, payload + index)
     });
     let reason = match judgement {
+        Judgement::Hold(Hold::Gap) if overtakes(ctx, record, payload, segment) => {
+            return Action::Pass;
+        }
         Judgement::Neutral | Judgement::Claim => None,
         Judgement::Plaintext(reason) => {
             return plaintext(ctx, record, scratch, segment, reason);
@@ -287,10 +291,36 @@ pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
     }
     note_header(ctx, record, payload, segment);
     let claims = matches!(judgement, Judgement::Claim | Judgement::SplitClaim);
-    if claims && record.phase == Phase::Plain as u8 {
-        record.phase = Phase::Claimed as u8;
+    if claims {
+        record.passes_from(FLAGS_HIGH_OFFSET as i32 + 1);
+        if record.phase == Phase::Plain as u8 {
+            record.phase = Phase::Claimed as u8;
+        }
     }
     floor::behind_claim(ctx, record)
+}
+
+/// Lets a segment pass ahead of its login where that is safe, and enters it: in the record before the segment is in the
+/// server's queue.
+#[inline(always)]
+pub(crate) fn overtakes(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    payload: u32,
+    segment: Segment,
+) -> bool {
+    let overtakes = record.phase == Phase::Plain as u8
+        && may_overtake(
+            segment,
+            record.greeting.greeting(),
+            record.ahead_from(),
+            |index| packet::byte(ctx, payload + index),
+        );
+    if overtakes {
+        record.client_spoke = 1;
+        record.passes_from(segment.start);
+    }
+    overtakes
 }
 
 /// Keeps the packet header of the login: the soft landing needs to know what the server has read.
@@ -351,7 +381,8 @@ fn plaintext(
         record.policy_version = policy.version();
         scratch.user.slot = u64::from(policy.slot());
         scratch.user.user = UserKey(scratch.login.user);
-        let named = if user == User::Whole {
+        let head_end = user_offset(scratch.login.caps) + u32::from(scratch.login.user_len) + 1;
+        let named = if user == User::Whole && record.is_judged_alone(head_end) {
             Some(&scratch.user)
         } else {
             None

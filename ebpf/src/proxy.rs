@@ -11,7 +11,7 @@ use musttls_common::mysql::{FLAGS_HIGH_OFFSET, SEQUENCE_ID_OFFSET};
 use musttls_common::mysqlx::FIRST_RECORD_MAX;
 use musttls_common::proxy::{Found, Head, Parsed, Source, WINDOW};
 use musttls_common::session::{ListenerClass, SocketRecord};
-use musttls_common::tls::begins_handshake;
+use musttls_common::tls::begins_client_hello;
 use musttls_common::verdict::{Action, Hold, Mode, Reason};
 
 use crate::maps::{INGRESS, INGRESS_LOGIN, INGRESS_PROXY, Scratch};
@@ -63,9 +63,12 @@ fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, scratch: &mut Scratch) 
     let at = scratch.header_at;
     let known = record.headers.has(index);
     let is_first = record.headers.proxied.source == Source::Direct as u8;
+    let ahead_from = record.ahead_from;
     let head = record
         .headers
-        .judge(segment, index, at, |place| read(ctx, place, scratch));
+        .judge(segment, index, at, ahead_from, |place| {
+            read(ctx, place, scratch)
+        });
     if is_first && record.headers.proxied.source != Source::Direct as u8 {
         let peer = record.endpoints.client_addr;
         let trusted = Policy::of(record.endpoints.server).is_some_and(|policy| policy.trusts(peer));
@@ -93,6 +96,10 @@ fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, scratch: &mut Scratch) 
     let hold = match head {
         Head::Login => return Next::Login,
         Head::Split => Hold::Split,
+        // Told while no other CPU takes on a header.
+        Head::Gap if ingress::overtakes(ctx, record, scratch.payload, behind) => {
+            return Next::Pass;
+        }
         Head::Gap => Hold::Gap,
         Head::Contradiction => {
             let policy = Policy::of(record.endpoints.server);
@@ -155,7 +162,6 @@ enum First {
 /// from another copy.
 #[inline(always)]
 fn first(ctx: &SkBuffContext, payload: u32, segment: Segment) -> First {
-    const CLIENT_HELLO: u8 = 1;
     if segment.start > FLAGS_HIGH_OFFSET as i32 {
         return First::Other;
     }
@@ -169,7 +175,7 @@ fn first(ctx: &SkBuffContext, payload: u32, segment: Segment) -> First {
     // What is not there is neither.
     let b4 = packet::byte(ctx, at.wrapping_add(4)).unwrap_or(0);
     let b5 = packet::byte(ctx, at.wrapping_add(5)).unwrap_or(0);
-    let tls = begins_handshake(b0, b1, b2) && b5 == CLIENT_HELLO;
+    let tls = begins_client_hello(b0, b1, b2, b5);
     let x = matches!(sequence_id, 0..=4) && matches!(b4, 1..=4);
     // No strict one, or one too many: a server may see another end of it, and a login behind that.
     let header = matches!(&[b0, b1, b2, sequence_id], b"PROX" | b"\r\n\r\n");

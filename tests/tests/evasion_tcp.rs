@@ -5,18 +5,19 @@
 
 #![cfg(test)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use musttls_tests::agent::Agent;
 use musttls_tests::attack::{self, Attempt, Stream, Streams};
+use musttls_tests::audit::Record;
 use musttls_tests::evidence;
 use musttls_tests::netns::Net;
 use musttls_tests::server::{Options, PORT, Product, Server};
 use musttls_tests::tcp::{ACK, Extension, FIN, Opening, PSH, RST, SYN, Segment, Stack, Stamp};
 use musttls_tests::wait::PATIENCE;
-use musttls_tests::wire::ssl_request;
+use musttls_tests::wire::{ErrorPacket, ssl_request};
 
 /// How long an attempt is waited for that comes to nothing.
 const A_WHILE: Duration = Duration::from_millis(700);
@@ -933,4 +934,218 @@ fn login_behind_headers_before_the_greeting_gets_nothing_in() {
         ..UNNAMED
     };
     place.keeps_out(behind_headers);
+}
+
+/// The first bytes of a TLS record with a `ClientHello`, of a length that is also the number of a character set.
+const HELLO: [u8; 6] = [0x16, 3, 1, 1, 0x2d, 1];
+/// Where a login of the 4.1 form can hold [`HELLO`]: in its maximum packet size, character set and filler.
+const HELLO_PLACES: [usize; 4] = [8, 13, 20, 26];
+
+/// A stream whose plaintext holds [`HELLO`] at `at`.
+fn with_hello(streams: &mut Streams<'_>, at: usize) -> Stream {
+    let mut stream = streams.make();
+    stream.plain[at..at + HELLO.len()].copy_from_slice(&HELLO);
+    stream
+}
+
+/// `stream` with a login of `len` bytes, filled up.
+fn with_login_of(mut stream: Stream, len: usize) -> Stream {
+    let end = 4 + usize::from(u16::from_le_bytes([stream.plain[0], stream.plain[1]]));
+    stream.plain.splice(end..end, vec![0; len - end]);
+    let [low, high] = u16::try_from(len - 4).unwrap().to_le_bytes();
+    stream.plain[..2].copy_from_slice(&[low, high]);
+    stream
+}
+
+/// What follows the login's flags comes first, in a form that passes ahead of them.
+fn overtaken(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    for at in HELLO_PLACES {
+        let mut add = |name: &str, make: &dyn Fn(&Stream, Segment) -> Vec<Segment>| {
+            let stream = with_hello(streams, at);
+            let segments = make(&stream, stream.plain(at, stream.len()));
+            attempts.push(Attempt::new(format!("{name} at {at}"), &stream, segments));
+        };
+        add("the head behind its end", &|stream, end| {
+            vec![end, stream.plain(0, at)]
+        });
+        add("the flags alone behind the end", &|stream, end| {
+            vec![
+                end,
+                stream.plain(6, at),
+                stream.plain(4, 6),
+                stream.plain(0, 4),
+            ]
+        });
+        add("the end in two, backwards", &|stream, _| {
+            let cut = at + 20;
+            vec![
+                stream.plain(cut, stream.len()),
+                stream.plain(at, cut),
+                stream.plain(cut, stream.len()),
+                stream.plain(0, at),
+            ]
+        });
+        add("a claim between that is discarded", &|stream, end| {
+            let claim = stream.claim(0, usize::MAX).unsound();
+            vec![end, claim, stream.plain(0, at)]
+        });
+        add("all behind the end", &|stream, end| {
+            vec![end, stream.whole()]
+        });
+    }
+    for len in [1_300, 20_000] {
+        let stream = with_login_of(streams.make(), len);
+        let cut = 1_250;
+        let mut segments: Vec<_> = (cut..stream.len())
+            .step_by(1_400)
+            .map(|from| stream.plain(from, from + 1_400))
+            .rev()
+            .collect();
+        segments.push(stream.plain(0, cut));
+        attempts.push(Attempt::new(
+            format!("the head of {len} bytes last"),
+            &stream,
+            segments,
+        ));
+    }
+    attempts
+}
+
+#[test]
+fn end_of_a_login_that_comes_first_gets_nothing_in() {
+    Place::MARIADB.keeps_out(overtaken);
+    Place::MARIADB_V6.keeps_out(overtaken);
+    Place::MYSQL.keeps_out(overtaken);
+}
+
+/// What comes first belongs to another user than the head that is judged.
+#[test]
+fn end_of_another_users_login_that_comes_first_gets_nothing_in() {
+    let place = Place {
+        excepted: &attack::EXCEPTED,
+        ..Place::MARIADB
+    };
+    place.keeps_out(|streams| {
+        let mut attempts = overtaken(streams);
+        for at in HELLO_PLACES {
+            // Behind the claim, each user in the 4.1 form and in the one before.
+            for lure in 1..=4 {
+                let mut add =
+                    |name: &str, works, make: &dyn Fn(&Stream, Segment) -> Vec<Segment>| {
+                        let stream = with_hello(streams, at);
+                        let end = stream.plain(at, stream.len());
+                        let name = format!("lure {lure}, {name}, at {at}");
+                        let attempt = Attempt::new(name, &stream, make(&stream, end));
+                        attempts.push(attempt.works_if(works));
+                    };
+                let excepted =
+                    |stream: &Stream, from, to| Segment::of(&stream.lures[lure], from, to);
+                add("discarded behind the end", true, &|stream, end| {
+                    let decoy = excepted(stream, 0, usize::MAX).unsound();
+                    vec![end, decoy, stream.plain(0, at)]
+                });
+                add("discarded before it", true, &|stream, end| {
+                    let decoy = excepted(stream, 0, usize::MAX).unsound();
+                    vec![decoy, end, stream.plain(0, at)]
+                });
+                add("all of it", false, &|stream, end| {
+                    vec![end, excepted(stream, 0, usize::MAX)]
+                });
+                add("its head", false, &|stream, end| {
+                    vec![end, excepted(stream, 0, 42)]
+                });
+                add("its head, backwards", false, &|stream, end| {
+                    vec![end, excepted(stream, 4, 42), excepted(stream, 0, 4)]
+                });
+            }
+        }
+        attempts
+    });
+}
+
+/// A header that comes last moves the login to where something has passed.
+#[test]
+fn header_behind_the_login_that_it_moves_gets_nothing_in() {
+    let header = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x0c".as_slice(), &[0; 12]].concat();
+    let begin = header.len();
+    let place = Place {
+        with: &["--proxy-protocol-networks=*"],
+        ..Place::MARIADB
+    };
+    place.keeps_out(|streams| {
+        let mut attempts = Vec::new();
+        let behind = |plain: &[u8]| [&header, plain].concat();
+        // All of the login but its length, which the header's segment brings.
+        let stream = streams.make();
+        let login = Segment::of(&behind(&stream.disguised), begin, usize::MAX);
+        let length = Segment::of(&behind(&stream.plain), 0, begin + 3);
+        attempts.push(Attempt::new(
+            "on top of it",
+            &stream,
+            [login.clone(), length.clone()],
+        ));
+        let stream = streams.make();
+        let login = Segment::of(&behind(&stream.disguised), begin, usize::MAX);
+        let decoy = Segment::of(&header, 0, begin).unsound();
+        attempts.push(Attempt::new(
+            "on top of it, twice",
+            &stream,
+            [decoy, login, length],
+        ));
+        for at in HELLO_PLACES {
+            for number in 0..3 {
+                let stream = with_hello(streams, at);
+                let bytes = behind(&stream.plain);
+                let part = |from, to| Segment::of(&bytes, from, to);
+                let head = part(begin, begin + at);
+                let behind_end = match number {
+                    0 => vec![part(0, begin), head],
+                    1 => vec![head, part(0, begin)],
+                    _ => vec![part(0, begin + at)],
+                };
+                let end = part(begin + at, bytes.len());
+                let segments = [vec![end], behind_end].concat();
+                attempts.push(Attempt::new(format!("{number} at {at}"), &stream, segments));
+            }
+        }
+        attempts
+    });
+}
+
+/// The refusal is that of any login, and what came first stays unread.
+#[test]
+fn login_whose_end_comes_first_is_refused_like_any_other() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let agent = Agent::start("mode = \"enforce\"").unwrap();
+        let mut stack = Stack::new(&net.app, &net.db, server.at(net.app.db_v4())).unwrap();
+        let mut streams = Streams::new(&server, false);
+        let stream = with_hello(&mut streams, 13);
+        let local = stack.greeted(stamped()).unwrap();
+        let before = evidence::counts(&server, local.ip()).unwrap();
+        for segment in [stream.plain(13, stream.len()), stream.plain(0, 13)] {
+            stack.send(local, &segment).unwrap();
+        }
+        stack
+            .await_that(local, "the refusal", |it| it.error().is_some())
+            .unwrap();
+        let refusal = ErrorPacket::refusal(2, Some(product.refusal_sqlstate()));
+        let told = stack.connection(local).unwrap().error();
+        assert_eq!(told, Some(refusal), "{product:?}");
+        evidence::await_no_connection(&server).unwrap();
+        let after = evidence::counts(&server, local.ip()).unwrap();
+        assert_eq!(
+            after.handshake_errors, before.handshake_errors,
+            "{product:?}"
+        );
+        assert_eq!(after.connect_errors, before.connect_errors, "{product:?}");
+        assert_eq!(agent.held().unwrap(), BTreeMap::new(), "{product:?}");
+        let landed = |record: &Record| {
+            record.is_denied() && record.text("/unmapped/refusal/outcome") == "landed"
+        };
+        agent.await_record("a refusal that landed", landed).unwrap();
+        assert_eq!(attack::carried_out(&server).unwrap(), BTreeSet::new());
+    }
 }

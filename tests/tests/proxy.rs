@@ -2,13 +2,14 @@
 
 #![cfg(test)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use musttls_tests::agent::Agent;
-use musttls_tests::attack::{self, Attempt, Stream, Streams};
+use musttls_tests::attack::{self, Attempt, Stream, Streams, honest};
 use musttls_tests::audit::Record;
 use musttls_tests::evidence;
 use musttls_tests::netns::{Host, Net};
@@ -16,6 +17,7 @@ use musttls_tests::place::Scratch;
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
 use musttls_tests::tcp::{Segment, Stack};
+use musttls_tests::tls::TlsClient;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{ErrorPacket, LoginPacket, ssl_request};
 
@@ -98,6 +100,27 @@ fn logs_in(raw: Raw, login: &LoginPacket) {
     let mut tls = raw.into_tls().unwrap();
     tls.send(&login.packet_over_tls()).unwrap();
     assert!(tls.receive().unwrap().is_ok());
+}
+
+/// The request for TLS waits for the header, since without it the same bytes could be a login; the `ClientHello` waits for
+/// neither.
+#[test]
+fn client_hello_overtakes_header_and_request_for_tls() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let to = server.at(net.app.db_v4());
+    let mut stack = Stack::new(&net.app, &net.db, to).unwrap();
+    let client = TlsClient::new().unwrap();
+    for header in [LINE.to_vec(), binary_v4(), LINE.repeat(4)] {
+        let head = [header, ssl_request()];
+        for order in [[2, 0, 1], [0, 2, 1], [0, 1, 2]] {
+            honest::log_in_out_of_order(&mut stack, &server, &client, &head, &order)
+                .unwrap_or_else(|error| panic!("{head:x?} {order:?}: {error:#}"));
+        }
+    }
+    assert_eq!(agent.held().unwrap(), BTreeMap::new());
+    assert_eq!(agent.outcome("denied").unwrap(), 0);
 }
 
 #[test]

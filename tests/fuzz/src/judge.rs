@@ -1,6 +1,6 @@
 //! What one segment of the client's stream proves.
 
-use musttls_common::judge::{Judgement, Segment, judge};
+use musttls_common::judge::{Judgement, Segment, judge, may_overtake};
 use musttls_common::mysql::{FLAGS_HIGH_OFFSET, FLAGS_HIGH_SSL, FLAGS_LOW_OFFSET, Greeting};
 use musttls_common::verdict::Hold;
 
@@ -46,6 +46,14 @@ fn one(stream: &[u8], segment: Segment, greeting: Greeting, claimed: bool) {
         byte_at(i64::from(segment.start) + i64::from(index))
     });
     let case = || format!("{segment:?} {greeting:?} claimed: {claimed}");
+    for ahead_from in [None, Some(6), Some(36)] {
+        let overtakes = may_overtake(segment, greeting, ahead_from, |index| {
+            byte_at(i64::from(segment.start) + i64::from(index))
+        });
+        let is_behind = segment.start > FLAGS_HIGH_OFFSET.cast_signed();
+        let may = is_behind && !segment.urgent && greeting == Greeting::WithTls;
+        assert!(may || !overtakes, "{} ahead of {ahead_from:?}", case());
+    }
     let (low, high) = (
         segment.covers(FLAGS_LOW_OFFSET),
         segment.covers(FLAGS_HIGH_OFFSET),

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustls::ClientConnection;
@@ -13,7 +14,11 @@ use crate::wait::PATIENCE;
 use crate::wire::ssl_request;
 
 /// Below the maximum segment size of an Ethernet.
-const SEGMENT: usize = 1400;
+pub const SEGMENT: usize = 1400;
+/// Where a stream begins whose place does not matter.
+const ISN: u32 = 0x1234_5678;
+/// How long the server's kernel has for each segment.
+const A_MOMENT: Duration = Duration::from_millis(2);
 
 struct Session<'a> {
     stack: &'a mut Stack,
@@ -39,34 +44,70 @@ pub fn log_in_behind(
     server: &Server,
     isn: u32,
 ) -> Result<()> {
-    let opening = Opening {
-        isn,
-        stamps: true,
-        ..Opening::default()
-    };
-    let local = stack.greeted(opening)?;
     let tls = TlsClient::new()?.connection()?;
-    let taken = stack.connection(local)?.received().len();
-    let mut session = Session {
-        stack,
-        local,
-        tls,
-        sent: 0,
-        taken,
-        extensions,
-    };
+    let mut session = Session::greeted(stack, isn, tls)?;
+    session.extensions = extensions;
     session.send(&ssl_request())?;
-    session
-        .tls
-        .writer()
-        .write_all(&server.open_login().packet_over_tls())
-        .context("write the login")?;
-    let answer = session.answer()?;
-    ensure!(answer.get(4) == Some(&0), "no OK packet: {answer:?}");
-    stack.abort(local)
+    session.finish(server)
 }
 
-impl Session<'_> {
+/// Logs in over TLS, with the stream up to the end of the `ClientHello` in segments that arrive in this order: each of
+/// `head`, then the `ClientHello`, cut. No segment is sent twice.
+pub fn log_in_out_of_order(
+    stack: &mut Stack,
+    server: &Server,
+    client: &TlsClient,
+    head: &[Vec<u8>],
+    order: &[usize],
+) -> Result<()> {
+    let (tls, hello) = client.begin()?;
+    let mut session = Session::greeted(stack, ISN, tls)?;
+    let mut segments = Vec::new();
+    let head = head.iter().map(Vec::as_slice);
+    for bytes in head.chain(hello.chunks(SEGMENT)) {
+        let offset = i32::try_from(session.sent).context("a long session")?;
+        segments.push(Segment::at(offset, bytes));
+        session.sent += bytes.len();
+    }
+    ensure!(order.len() == segments.len(), "{} segments", segments.len());
+    for number in order {
+        let segment = segments.get(*number).context("no such segment")?;
+        session.stack.send(session.local, segment)?;
+        session.stack.pump(A_MOMENT)?;
+    }
+    session.finish(server)
+}
+
+impl<'a> Session<'a> {
+    fn greeted(stack: &'a mut Stack, isn: u32, tls: ClientConnection) -> Result<Self> {
+        let opening = Opening {
+            isn,
+            stamps: true,
+            ..Opening::default()
+        };
+        let local = stack.greeted(opening)?;
+        let taken = stack.connection(local)?.received().len();
+        Ok(Self {
+            stack,
+            local,
+            tls,
+            sent: 0,
+            taken,
+            extensions: &[],
+        })
+    }
+
+    /// Logs in behind the request for TLS, and leaves.
+    fn finish(mut self, server: &Server) -> Result<()> {
+        self.tls
+            .writer()
+            .write_all(&server.open_login().packet_over_tls())
+            .context("write the login")?;
+        let answer = self.answer()?;
+        ensure!(answer.get(4) == Some(&0), "no OK packet: {answer:?}");
+        self.stack.abort(self.local)
+    }
+
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
         for chunk in bytes.chunks(SEGMENT) {
             let offset = i32::try_from(self.sent).context("a long session")?;

@@ -135,6 +135,9 @@ impl Maker {
 
     fn segments(&mut self) -> Vec<Segment> {
         let mut segments = Vec::new();
+        if self.random.chance(20) {
+            segments.push(self.end_like_tls());
+        }
         if self.random.chance(15) {
             segments.push(self.urgent_byte());
         }
@@ -152,6 +155,21 @@ impl Maker {
             segments.extend(self.login());
         }
         segments
+    }
+
+    /// Has the login look from some place on like a TLS record with a `ClientHello`, and returns what begins there. In its
+    /// maximum packet size, character set and filler servers take that.
+    fn end_like_tls(&mut self) -> Segment {
+        let start = self.random.within(8..27);
+        for (place, byte) in self
+            .plain
+            .iter_mut()
+            .skip(start)
+            .zip([0x16, 3, 1, 1, 0x2d, 1])
+        {
+            *place = byte;
+        }
+        Segment::of(&self.plain, start, self.plain.len())
     }
 
     /// Puts a byte into the stream that the server does not read, and returns the segment that says so.
