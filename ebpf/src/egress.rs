@@ -1,6 +1,8 @@
 //! Server to client: the greeting, and the proof of TLS. Only these bytes, which the server's own kernel
 //! sends, make a session secure.
 
+use core::arch::asm;
+
 use aya_ebpf::programs::SkBuffContext;
 use musttls_common::counter::Outcome;
 use musttls_common::event::{Event, Kind};
@@ -56,11 +58,26 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     {
         record.greeting.give_up();
     }
-    if phase == Phase::Denied {
+    if phase == Phase::Denied || !greeted_before && is_denied_now(record) {
         denied(record, &tcp, end, greeted_before)
     } else {
         undecided(ctx, record, end)
     }
+}
+
+/// Whether the session is denied by now. Ingress denies it first and then looks for the greeting; egress does the
+/// reverse. So one of them sees what the other has done, and the agent learns that the greeting is out.
+#[inline(always)]
+fn is_denied_now(record: &mut SocketRecord) -> bool {
+    let word = &raw mut record.judging;
+    // Adds nothing: what was read of the greeting is written before `denied` is read. A full barrier on x86-64, not
+    // on arm64, whose barrier needs instructions that came after 5.10 (BPF_FETCH, 5.12).
+    // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
+    unsafe {
+        asm!("lock *(u32 *)({word} + 0) += {zero}", word = in(reg) word, zero = in(reg) 0_i64);
+    }
+    // SAFETY: a valid place in the record; another CPU may change it meanwhile.
+    unsafe { (&raw const record.denied).read_volatile() != 0 }
 }
 
 #[inline(always)]

@@ -176,6 +176,10 @@ fn undecided(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
         record.phase = Phase::Foreign as u8;
         return Action::Pass;
     }
+    if record.counted == 0 && class != ListenerClass::Pending {
+        // Named, or its listener learned, since the session was opened.
+        session::seen(record);
+    }
     if record.unjudged != 0 && class != ListenerClass::Pending {
         return session::spoke_too_early(record);
     }

@@ -263,8 +263,11 @@ impl Engine {
             return;
         }
         if let Some(waiting) = self.waiting.get_mut(&cookie) {
-            waiting.record.event.greeting_len = record.event.greeting_len;
-            waiting.record.event.mariadb = record.event.mariadb;
+            // What was written before the greeting was out may come behind what was written after.
+            if record.event.greeting_len > 0 {
+                waiting.record.event.greeting_len = record.event.greeting_len;
+                waiting.record.event.mariadb = record.event.mariadb;
+            }
         } else {
             let now = Instant::now();
             // The alert goes behind the server's TLS flight, which the server may still be writing.
