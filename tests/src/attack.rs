@@ -5,6 +5,7 @@
 
 pub mod honest;
 pub mod random;
+pub mod share;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -360,6 +361,12 @@ pub fn carried_out(server: &Server) -> Result<BTreeSet<u32>> {
 /// Lines of the general log from `place` on that name a plaintext login of [`OPEN_USER`], let in or not.
 pub fn plaintext_logins(server: &Server, mark: evidence::Mark) -> Result<Vec<String>> {
     let mut logins = evidence::logins(server, OPEN_USER, mark)?;
-    logins.retain(|login| !login.contains("using SSL/TLS"));
+    logins.retain(|login| is_plaintext(login));
     Ok(logins)
+}
+
+/// Whether a line of the general log with a login names no TLS.
+#[must_use]
+pub fn is_plaintext(login: &str) -> bool {
+    !login.contains("using SSL/TLS")
 }

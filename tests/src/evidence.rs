@@ -102,18 +102,18 @@ pub fn standard_name(cipher: &str) -> Result<String> {
 
 /// A place in the general log.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark(usize);
+pub struct Mark(u64);
 
 /// The end of the general log.
 pub fn mark(server: &Server) -> Result<Mark> {
-    Ok(Mark(server.general_log()?.len()))
+    server.general_log_len().map(Mark)
 }
 
 /// Logins of `user` that the server read since `mark`, as it logged them: let in or not.
 pub fn logins(server: &Server, user: &str, mark: Mark) -> Result<Vec<String>> {
-    let log = server.general_log()?;
-    let new = log.get(mark.0..).unwrap_or_default();
-    let wanted = format!("{user}@");
+    let new = server.general_log_from(mark.0)?;
+    // `Connect app@10.77.1.2 on …`, or of a refused one `Connect Access denied for user 'app'@'…'`.
+    let (let_in, refused) = (format!("{user}@"), format!("'{user}'@"));
     Ok(new
         .lines()
         .filter(|line| {
@@ -122,8 +122,7 @@ pub fn logins(server: &Server, user: &str, mark: Mark) -> Result<Vec<String>> {
                 .skip_while(|word| *word != "Connect")
                 .skip(1);
             let first = words.next().unwrap_or_default();
-            // `Connect app@10.77.1.2 on …`, or of a refused one `Connect Access denied for user 'app'@'…'`.
-            first.starts_with(&wanted) || line.contains(&format!("'{user}'@"))
+            first.starts_with(&let_in) || line.contains(&refused)
         })
         .map(str::to_owned)
         .collect())
@@ -132,8 +131,7 @@ pub fn logins(server: &Server, user: &str, mark: Mark) -> Result<Vec<String>> {
 /// All logins that the server read since `mark`, as it logged them, but for those of `root`, who asks
 /// on behalf of the test.
 pub fn connects(server: &Server, mark: Mark) -> Result<Vec<String>> {
-    let log = server.general_log()?;
-    let new = log.get(mark.0..).unwrap_or_default();
+    let new = server.general_log_from(mark.0)?;
     Ok(new
         .lines()
         .filter_map(|line| line.split_once("Connect"))
@@ -144,6 +142,5 @@ pub fn connects(server: &Server, mark: Mark) -> Result<Vec<String>> {
 
 /// Whether anything the server logged since `mark` names `word`.
 pub fn is_named(server: &Server, word: &str, mark: Mark) -> Result<bool> {
-    let log = server.general_log()?;
-    Ok(log.get(mark.0..).unwrap_or_default().contains(word))
+    Ok(server.general_log_from(mark.0)?.contains(word))
 }

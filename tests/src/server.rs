@@ -7,6 +7,7 @@
 mod template;
 
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -402,7 +403,32 @@ impl Server {
 
     /// Its general log: every login and query, with transport.
     pub fn general_log(&self) -> Result<String> {
-        self.read("general.log")
+        self.general_log_from(0)
+    }
+
+    /// Its general log behind the first `place` bytes.
+    pub fn general_log_from(&self, place: u64) -> Result<String> {
+        let path = self.general_log_path();
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = File::open(&path)?;
+            file.seek(SeekFrom::Start(place))?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            Ok(text)
+        };
+        let text = read().with_context(|| format!("read {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// How many bytes its general log has.
+    pub fn general_log_len(&self) -> Result<u64> {
+        let path = self.general_log_path();
+        let about = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+        Ok(about.len())
+    }
+
+    fn general_log_path(&self) -> PathBuf {
+        self.directory.join("general.log")
     }
 
     /// What it says about itself.

@@ -30,6 +30,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// An initial sequence number.
+    pub fn initial_sequence_number(&mut self) -> u32 {
+        u32::try_from(self.number() >> 32).unwrap_or_default()
+    }
+
     /// A number in `range`; its start if that is empty.
     pub fn within(&mut self, range: Range<usize>) -> usize {
         let len = u64::try_from(range.len()).unwrap_or(u64::MAX).max(1);
@@ -111,7 +116,7 @@ struct Maker {
 
 impl Maker {
     fn opening(&mut self) -> Opening {
-        let isn = u32::try_from(self.random.number() >> 32).unwrap_or_default();
+        let isn = self.random.initial_sequence_number();
         let mut opening = Opening {
             // Every third one wraps within the login's head.
             isn: if self.random.chance(33) {
