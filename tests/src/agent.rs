@@ -258,6 +258,15 @@ impl Agent {
         Ok(sum_of(&self.status()?, outcome))
     }
 
+    /// How many sessions came to what, by the server's name in the configuration; `seen` is all of them.
+    pub fn sessions(&self) -> Result<BTreeMap<String, BTreeMap<String, u64>>> {
+        let status = self.status()?;
+        let servers = status
+            .pointer("/sessions")
+            .context("a status without sessions")?;
+        serde_json::from_value(servers.clone()).context("read the sessions of a status")
+    }
+
     /// Segments held so far, by reason; reasons without any are left out.
     pub fn held(&self) -> Result<BTreeMap<String, u64>> {
         let status = self.status()?;

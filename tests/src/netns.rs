@@ -132,6 +132,22 @@ impl Host {
         Ipv6Addr::new(0xfd77, self.network.into(), 0, 0, 0, 0, 0, 2).into()
     }
 
+    /// Gives this client another address, `number` in its network, and returns it.
+    pub fn add_address(&self, is_v4: bool, number: u8) -> Result<IpAddr> {
+        let (ip, length): (IpAddr, _) = if is_v4 {
+            (Ipv4Addr::new(10, 77, self.network, number).into(), 24)
+        } else {
+            let ip = Ipv6Addr::new(0xfd77, self.network.into(), 0, 0, 0, 0, 0, number.into());
+            (ip.into(), 64)
+        };
+        let address = format!("{ip}/{length}");
+        let mut args = vec!["addr", "add", &address, "dev", "veth0"];
+        // Without duplicate address detection the address can be used at once.
+        args.extend((!is_v4).then_some("nodad"));
+        self.ip(&args)?;
+        Ok(ip)
+    }
+
     /// The IPv4 address of the database host, for this client.
     #[must_use]
     pub fn db_v4(&self) -> IpAddr {

@@ -16,7 +16,7 @@ use musttls_tests::evidence;
 use musttls_tests::netns::Net;
 use musttls_tests::server::{OPEN_USER, Server};
 
-/// In a normal test run: about a minute.
+/// In a normal test run: about a minute and a half.
 const SESSIONS: usize = 40_000;
 /// Of a hundred attempts, at least so many get in where nothing is refused.
 const WORKS: usize = 15;

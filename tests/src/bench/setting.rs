@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use musttls_tests::agent::Agent;
@@ -44,6 +44,8 @@ pub(crate) struct Scale {
     pub(crate) storm: Duration,
     /// Reloads from the small policy to the large one.
     pub(crate) policy_rounds: u32,
+    /// Sessions of which no plaintext login may be carried out.
+    pub(crate) sessions: u64,
 }
 
 impl Scale {
@@ -58,9 +60,10 @@ impl Scale {
         crowd: 1_000,
         storm: Duration::from_secs(4),
         policy_rounds: 6,
+        sessions: 10_000,
     };
 
-    /// About six minutes.
+    /// About seven minutes.
     pub(crate) const FULL: Self = Self {
         packet_rounds: 60,
         round_trips: 3_000,
@@ -71,6 +74,7 @@ impl Scale {
         crowd: 10_000,
         storm: Duration::from_secs(15),
         policy_rounds: 20,
+        sessions: 100_000,
     };
 }
 
@@ -79,6 +83,8 @@ impl Scale {
 pub(crate) struct Setting {
     /// How much to measure.
     pub(crate) scale: Scale,
+    /// Of the first attempt at random.
+    pub(crate) seed: u64,
     /// The agent, running or not.
     pub(crate) agent: Agent,
     is_gated: bool,
@@ -130,8 +136,11 @@ impl Setting {
         let mysql_own = start(Product::MySql, 3309);
         await_agents_of_others()?;
         let agent = Agent::start(ENFORCE)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let seed = now.context("a clock before 1970")?.as_secs() << 20;
         Ok(Self {
             scale,
+            seed,
             agent,
             is_gated: true,
             mariadb,
@@ -220,7 +229,11 @@ pub(crate) type Session = Raw<StreamOwned<ClientConnection, std::net::TcpStream>
 
 /// Opens a TLS session from where this thread is and logs in.
 pub(crate) fn open_session(to: SocketAddr, login: &LoginPacket) -> Result<Session> {
-    let mut raw = Raw::connect_here(to)?;
+    log_in_over_tls(Raw::connect_here(to)?, login)
+}
+
+/// Goes over to TLS on a connection, and logs in.
+pub(crate) fn log_in_over_tls(mut raw: Raw, login: &LoginPacket) -> Result<Session> {
     raw.greeting()?;
     raw.send(&ssl_request())?;
     let mut session = raw.into_tls()?;
