@@ -133,6 +133,7 @@ fn answered(
     if record.phase == Phase::ExceptedUser as u8 {
         // It has read the login that was judged: later bytes cannot change it.
         record.phase = Phase::Excepted as u8;
+        emit::count_outcome(record, Outcome::Excepted);
         return Action::Pass;
     }
     if record.phase != Phase::Claimed as u8 {

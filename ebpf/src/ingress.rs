@@ -426,6 +426,7 @@ fn excepted(
     record.reason = 0;
     if policy.is_for_any_user(rule) || policy.mode() == Mode::Observe {
         record.phase = Phase::Excepted as u8;
+        emit::count_outcome(record, Outcome::Excepted);
     } else {
         if first {
             let user_at = user_offset(scratch.login.caps);
@@ -434,7 +435,6 @@ fn excepted(
         record.phase = Phase::ExceptedUser as u8;
     }
     if first {
-        emit::count_outcome(record, Outcome::Excepted);
         emit::fill(&mut scratch.event, Kind::Excepted, policy.mode(), record);
         emit::login(scratch, Ring::Sessions);
     }

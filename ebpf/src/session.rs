@@ -185,12 +185,11 @@ fn changed(ctx: &SockOpsContext) {
             record.phase = Phase::Foreign as u8;
             return;
         }
-        Phase::Listener
-        | Phase::ExceptedUser
-        | Phase::Secure
-        | Phase::Excepted
-        | Phase::Observed
-        | Phase::Foreign => return,
+        // It came, and was not answered.
+        Phase::ExceptedUser => Outcome::Excepted,
+        Phase::Listener | Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign => {
+            return;
+        }
     };
     if record.counted != 0 {
         emit::count_outcome(record, outcome);

@@ -126,8 +126,26 @@ impl Place {
         );
         assert_eq!(attack::plaintext_logins(&server, mark).unwrap(), [""; 0]);
         assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+        let decided: u64 = OUTCOMES
+            .iter()
+            .map(|outcome| agent.outcome(outcome).unwrap())
+            .sum();
+        let seen = agent.outcome("seen").unwrap();
+        assert!(decided <= seen, "{decided} outcomes of {seen} sessions");
     }
 }
+
+/// Each session comes to one of these, or to none yet.
+const OUTCOMES: [&str; 8] = [
+    "secure",
+    "denied",
+    "excepted",
+    "observed",
+    "tls-failed",
+    "half-open",
+    "incomplete",
+    "no-login",
+];
 
 /// Overlapping segments as (from, to, copy), and whose bytes Linux delivers, by column.
 type Overlap = (&'static [(usize, usize, char)], &'static str);
