@@ -10,6 +10,7 @@
 //! | [`mysql`] | the connection phase: server greeting, client login, ERR packet | - | gate, agent |
 //! | [`mysqlx`] | X Protocol before TLS: frames of both sides | - | gate, agent |
 //! | [`proxy`] | PROXY protocol headers before the login: where each ends, whom it names | - | gate |
+//! | [`early`] | payload on the third ACK: what is harmless wherever the stream begins | - | gate |
 //! | [`tls`] | the server's first TLS flight: version and cipher suite | - | gate |
 //! | [`floor`] | which TLS is good enough; what a client's `ClientHello` offers | - | gate, agent |
 //! | [`judge`] | what one client segment proves | - | gate |
@@ -31,6 +32,7 @@
 
 pub mod addr;
 pub mod counter;
+pub mod early;
 pub mod event;
 pub mod floor;
 pub mod judge;
@@ -51,4 +53,4 @@ mod pod;
 /// It grows with each change of a `repr(C)` type, of a map or of a number in [`verdict`],
 /// [`counter`] or [`event`], and stands in each record, so that one side refuses the other's
 /// records instead of misreading them.
-pub const ABI_VERSION: u16 = 4;
+pub const ABI_VERSION: u16 = 5;

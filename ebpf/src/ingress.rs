@@ -17,11 +17,12 @@ use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
 use crate::maps::{
-    INGRESS, INGRESS_LOGIN, INGRESS_PROXY, INGRESS_X, PORTS, SCRATCH, SOCKETS, Scratch,
+    INGRESS, INGRESS_LOGIN, INGRESS_PROXY, INGRESS_THIRD_ACK, INGRESS_X, PORTS, SCRATCH, SOCKETS,
+    Scratch,
 };
 use crate::packet::{self, Unreadable};
 use crate::policy::{self, Policy};
-use crate::{emit, floor, go_on, session, sock};
+use crate::{early, emit, floor, go_on, session, sock};
 
 /// Takes one packet.
 #[inline(always)]
@@ -79,8 +80,8 @@ fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock)
     listener(ctx, sk, record)
 }
 
-/// A packet for a listening socket: SYN, or the third ACK of the handshake. Payload would be delivered
-/// before the session has a record of its own.
+/// A packet for a listening socket: SYN, or the third ACK of the handshake. Payload is delivered before the session
+/// has judged a segment: it is held, but for what [`early`] hands over.
 #[inline(always)]
 fn listener(
     ctx: &SkBuffContext,
@@ -93,15 +94,38 @@ fn listener(
         SOCKETS.delete(sk.cast());
         return Action::Pass;
     }
-    match packet::tcp(ctx) {
-        Ok(tcp) if tcp.is_urgent() => {
-            return held(Hold::Urgent, policy::mode(record.endpoints.server));
-        }
-        Ok(tcp) if tcp.payload_len == 0 => return Action::Pass,
-        Ok(_) => {}
-        Err(Unreadable) => return held(Hold::Unreadable, policy::mode(record.endpoints.server)),
+    let tcp = packet::tcp(ctx);
+    if let Ok(tcp) = &tcp
+        && tcp.payload_len == 0
+        && !tcp.is_urgent()
+    {
+        return Action::Pass;
     }
-    held(Hold::NotEstablished, policy::mode(record.endpoints.server))
+    let mode = policy::mode(record.endpoints.server);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return held(Hold::NoRecord, mode);
+    };
+    // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
+    scratch.early.forget();
+    match tcp {
+        Ok(tcp) if tcp.is_urgent() => held(Hold::Urgent, mode),
+        Ok(tcp) if class == ListenerClass::Classic && early::may_be(&tcp) => {
+            scratch.segment = Segment {
+                start: 0,
+                len: tcp.payload_len,
+                urgent: false,
+            };
+            scratch.payload = tcp.payload;
+            scratch.header_index = 0;
+            scratch.header_at = 0;
+            scratch.early.tcp = tcp.header;
+            scratch.early.seq = tcp.seq;
+            go_on(ctx, record, &INGRESS, INGRESS_THIRD_ACK)
+        }
+        Ok(_) => held(Hold::NotEstablished, mode),
+        Err(Unreadable) => held(Hold::Unreadable, mode),
+    }
 }
 
 /// A connected socket whose record is still its listener's: `sock_ops` did not run for it.
@@ -348,7 +372,7 @@ fn note_header(ctx: &SkBuffContext, record: &mut SocketRecord, payload: u32, seg
 
 /// How much of a login's user name a segment holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum User {
+pub(crate) enum User {
     /// All of it.
     Whole,
     /// Not all of it: TCP may yet send it in one piece.
@@ -373,33 +397,74 @@ fn plaintext(
         record.flags_high = packet::byte(ctx, payload + index).unwrap_or(0);
     }
     let policy = Policy::of(record.endpoints.server);
-    let user = if reason == Reason::NotALogin {
+    if let Some(policy) = &policy {
+        record.policy_version = policy.version();
+        let client = policy.client(record);
+        let (user, rule) = exception(ctx, scratch, segment, reason, policy, client, |end| {
+            record.is_judged_alone(end)
+        });
+        if let Some(rule) = rule {
+            let for_all = policy.is_for_any_user(rule) || policy.mode() == Mode::Observe;
+            return excepted(record, scratch, rule, for_all, policy.mode());
+        }
+        if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {
+            return hold(record, segment, Hold::UserUnreadable, Some(policy));
+        }
+    } else {
+        read_user(ctx, scratch, segment, reason);
+    }
+    refused(
+        record,
+        scratch,
+        reason,
+        policy.as_ref().map_or(Mode::Enforce, Policy::mode),
+    )
+}
+
+/// Reads what a plaintext login says of itself.
+#[inline(always)]
+fn read_user(ctx: &SkBuffContext, scratch: &mut Scratch, segment: Segment, reason: Reason) -> User {
+    if reason == Reason::NotALogin {
         // What stands where a login has its user is none.
         clear(&mut scratch.login);
         User::TooLong
     } else {
         read_login(ctx, segment, scratch)
-    };
-
-    if let Some(policy) = &policy {
-        record.policy_version = policy.version();
-        scratch.user.slot = u64::from(policy.slot());
-        scratch.user.user = UserKey(scratch.login.user);
-        let head_end = user_offset(scratch.login.caps) + u32::from(scratch.login.user_len) + 1;
-        let named = if user == User::Whole && record.is_judged_alone(head_end) {
-            Some(&scratch.user)
-        } else {
-            None
-        };
-        if let Some(rule) = policy.exception(policy.client(record), named, &mut scratch.walk) {
-            return excepted(record, scratch, policy, rule);
-        }
-        if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {
-            return hold(record, segment, Hold::UserUnreadable, Some(policy));
-        }
     }
+}
 
-    let mode = policy.as_ref().map_or(Mode::Enforce, Policy::mode);
+/// Reads a plaintext login and looks for an exception that allows it to come from `client`; for one that names users if
+/// nothing that has passed `is_alone` in place of its head, up to an offset.
+#[inline(always)]
+pub(crate) fn exception(
+    ctx: &SkBuffContext,
+    scratch: &mut Scratch,
+    segment: Segment,
+    reason: Reason,
+    policy: &Policy<'_>,
+    client: [u8; 16],
+    is_alone: impl FnOnce(u32) -> bool,
+) -> (User, Option<u16>) {
+    let user = read_user(ctx, scratch, segment, reason);
+    scratch.user.slot = u64::from(policy.slot());
+    scratch.user.user = UserKey(scratch.login.user);
+    let head_end = user_offset(scratch.login.caps) + u32::from(scratch.login.user_len) + 1;
+    let named = if user == User::Whole && is_alone(head_end) {
+        Some(&scratch.user)
+    } else {
+        None
+    };
+    (user, policy.exception(client, named, &mut scratch.walk))
+}
+
+/// No exception allows the login that was read.
+#[inline(always)]
+pub(crate) fn refused(
+    record: &mut SocketRecord,
+    scratch: &mut Scratch,
+    reason: Reason,
+    mode: Mode,
+) -> Action {
     let action = Verdict::Deny(reason).action(mode);
     record.reason = reason as u8;
     record.rule = NO_RULE;
@@ -412,19 +477,20 @@ fn plaintext(
     action
 }
 
-/// An exception allows the login. One that names users allows these bytes only: each segment that
+/// An exception allows the login. One that names users does not hold `for_all` bytes but for these: each segment that
 /// covers the user name is judged again until the server has answered.
 #[inline(always)]
-fn excepted(
+pub(crate) fn excepted(
     record: &mut SocketRecord,
     scratch: &mut Scratch,
-    policy: &Policy<'_>,
     rule: u16,
+    for_all: bool,
+    mode: Mode,
 ) -> Action {
     let first = record.phase != Phase::ExceptedUser as u8;
     record.rule = rule;
     record.reason = 0;
-    if policy.is_for_any_user(rule) || policy.mode() == Mode::Observe {
+    if for_all {
         record.phase = Phase::Excepted as u8;
         emit::count_outcome(record, Outcome::Excepted);
     } else {
@@ -435,7 +501,7 @@ fn excepted(
         record.phase = Phase::ExceptedUser as u8;
     }
     if first {
-        emit::fill(&mut scratch.event, Kind::Excepted, policy.mode(), record);
+        emit::fill(&mut scratch.event, Kind::Excepted, mode, record);
         emit::login(scratch, Ring::Sessions);
     }
     Action::Pass

@@ -5,7 +5,7 @@
 //! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.10 | no gate |
 //! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
 //! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
-//! | `on_proxy`, `on_login`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
+//! | `on_proxy`, `on_login`, `on_third_ack`, `on_early_login`, `on_early_end`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
 //! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
 
 #![no_std]
@@ -30,6 +30,7 @@
     reason = "the macros of aya-ebpf pass contexts by value"
 )]
 
+mod early;
 mod egress;
 mod emit;
 mod floor;
@@ -104,6 +105,27 @@ fn on_proxy(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn on_login(ctx: SkBuffContext) -> i32 {
     skb_result(ingress::on_login(&ctx))
+}
+
+/// Client to listener: payload on the third ACK of the handshake.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_third_ack(ctx: SkBuffContext) -> i32 {
+    skb_result(early::on_third_ack(&ctx))
+}
+
+/// Client to listener: a login on the third ACK.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_early_login(ctx: SkBuffContext) -> i32 {
+    skb_result(early::on_login(&ctx))
+}
+
+/// Client to listener: the end of the work on such payload, where it is to pass.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_early_end(ctx: SkBuffContext) -> i32 {
+    skb_result(early::on_end(&ctx))
 }
 
 /// Server to client.

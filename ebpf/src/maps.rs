@@ -17,6 +17,8 @@ use musttls_common::policy::{
 use musttls_common::proxy::{HeaderReader, WINDOW};
 use musttls_common::session::{Listener, SocketRecord};
 
+use crate::early::Early;
+
 /// `BPF_F_CLONE` (`include/uapi/linux/bpf.h`, Linux 5.4): an accepted socket gets a copy of its
 /// listener's storage.
 const BPF_F_CLONE: usize = 1 << 9;
@@ -102,9 +104,9 @@ pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usiz
 
 /// Programs that `on_ingress` calls.
 ///
-/// Writer: agent, before it attaches the gate. Readers: `ingress`, `proxy`, `floor`. Empty: what they would judge is held.
+/// Writer: agent, before it attaches the gate. Readers: `ingress`, `proxy`, `floor`, `early`. Empty: what they would judge is held.
 #[btf_map]
-pub(crate) static INGRESS: ProgramArray<4> = ProgramArray::new();
+pub(crate) static INGRESS: ProgramArray<7> = ProgramArray::new();
 /// `x_ingress` in [`INGRESS`].
 pub(crate) const INGRESS_X: u32 = 0;
 /// `on_proxy` in [`INGRESS`].
@@ -113,6 +115,12 @@ pub(crate) const INGRESS_PROXY: u32 = 1;
 pub(crate) const INGRESS_LOGIN: u32 = 2;
 /// `on_client_hello` in [`INGRESS`].
 pub(crate) const INGRESS_CLIENT_HELLO: u32 = 3;
+/// `on_third_ack` in [`INGRESS`].
+pub(crate) const INGRESS_THIRD_ACK: u32 = 4;
+/// `on_early_login` in [`INGRESS`].
+pub(crate) const INGRESS_EARLY_LOGIN: u32 = 5;
+/// `on_early_end` in [`INGRESS`].
+pub(crate) const INGRESS_EARLY_END: u32 = 6;
 
 /// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
 ///
@@ -189,10 +197,13 @@ pub(crate) struct Scratch {
     /// The first bytes of that.
     pub(crate) window: [u8; WINDOW],
     pub(crate) header: HeaderReader,
+    /// What the handshake's third ACK carries.
+    pub(crate) early: Early,
 }
 
-/// Where `ingress` makes its records. Only ingress uses it: it runs in softirq and is not
-/// interrupted by itself; egress, which it may interrupt, makes its smaller records on the stack.
+/// Where `ingress` makes its records. Only ingress uses it, and `session` for a packet that ingress has just let
+/// through: it runs in softirq and is not interrupted by itself; egress, which it may interrupt, makes its smaller
+/// records on the stack.
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 

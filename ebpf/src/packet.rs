@@ -10,6 +10,7 @@ use core::ptr;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::SkBuffContext;
+use musttls_common::addr::v4_mapped;
 use musttls_common::stream::{Reader, step};
 
 const IPPROTO_TCP: u8 = 6;
@@ -27,6 +28,7 @@ const MAX_EXTENSION_HEADERS: u32 = 8;
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
 const TCP_URG: u8 = 0x20;
 
 /// The packet has headers that cannot be read.
@@ -34,6 +36,8 @@ pub(crate) struct Unreadable;
 
 /// A TCP segment.
 pub(crate) struct Tcp {
+    /// Offset of its header in the packet.
+    pub(crate) header: u32,
     /// Sequence number.
     pub(crate) seq: u32,
     /// Offset of the payload in the packet.
@@ -52,6 +56,12 @@ impl Tcp {
     #[inline(always)]
     pub(crate) const fn is_reset(&self) -> bool {
         self.flags & TCP_RST != 0
+    }
+
+    /// Whether it has the ACK flag and none that changes what its payload is: no SYN, FIN, RST or URG.
+    #[inline(always)]
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_URG | TCP_ACK) == TCP_ACK
     }
 
     /// Whether it carries nothing but an acknowledgement. One with URG carries more: Linux takes the urgent
@@ -143,6 +153,19 @@ pub(crate) fn advance<R: Reader + Copy>(
     end: u32,
     steps: u32,
 ) -> bool {
+    advance_at(ctx, tcp.payload, reader, start, end, steps)
+}
+
+/// The same with the payload at an offset of the packet.
+#[inline(always)]
+pub(crate) fn advance_at<R: Reader + Copy>(
+    ctx: &SkBuffContext,
+    payload: u32,
+    reader: &mut R,
+    start: u32,
+    end: u32,
+    steps: u32,
+) -> bool {
     let place = ptr::from_mut(reader);
     let mut taken = 0;
     while taken < steps {
@@ -150,7 +173,7 @@ pub(crate) fn advance<R: Reader + Copy>(
         // the verifier, which can then treat all rounds alike instead of following each state apart.
         let mut state = load_words(place);
         let more = step(&mut state, start, end, |at| {
-            byte(ctx, tcp.payload + (at - start))
+            byte(ctx, payload + (at - start))
         });
         store_words(place, state);
         if !more {
@@ -192,6 +215,17 @@ pub(crate) fn store_words<T: Copy>(place: *mut T, value: T) {
         // SAFETY: `place` is valid for as many words as `T` has.
         unsafe { place.cast::<u32>().add(index).write_volatile(word) };
         index += 1;
+    }
+}
+
+/// The source address, IPv4 as IPv4-mapped.
+#[inline(always)]
+pub(crate) fn source(ctx: &SkBuffContext) -> Result<[u8; 16], Unreadable> {
+    let [first] = load(ctx, 0)?;
+    match first >> 4 {
+        4 => load(ctx, 12).map(v4_mapped),
+        6 => load(ctx, 8),
+        _ => Err(Unreadable),
     }
 }
 
@@ -248,6 +282,7 @@ pub(crate) fn tcp(ctx: &SkBuffContext) -> Result<Tcp, Unreadable> {
         return Err(Unreadable);
     }
     Ok(Tcp {
+        header: start,
         seq: u32::from_be_bytes([s0, s1, s2, s3]),
         payload,
         payload_len: len - payload,

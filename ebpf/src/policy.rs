@@ -8,6 +8,7 @@ use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, NEVER, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress,
     SlotUser, WALK_ROUNDS, Walk, slot_cipher,
 };
+use musttls_common::proxy::Proxied;
 use musttls_common::session::SocketRecord;
 use musttls_common::verdict::Mode;
 
@@ -104,8 +105,12 @@ impl Policy<'_> {
     /// Whose address exceptions are held against: the client that a trusted proxy has named, or the peer.
     #[inline(always)]
     pub(crate) fn client(&self, record: &SocketRecord) -> [u8; 16] {
-        let peer = record.endpoints.client_addr;
-        let proxied = &record.headers.proxied;
+        self.client_of(record.endpoints.client_addr, &record.headers.proxied)
+    }
+
+    /// The same for a peer without a record.
+    #[inline(always)]
+    pub(crate) fn client_of(&self, peer: [u8; 16], proxied: &Proxied) -> [u8; 16] {
         if proxied.has_address() && self.trusts(peer) {
             proxied.addr
         } else {

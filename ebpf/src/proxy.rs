@@ -9,7 +9,7 @@ use aya_ebpf::programs::SkBuffContext;
 use musttls_common::judge::Segment;
 use musttls_common::mysql::{FLAGS_HIGH_OFFSET, SEQUENCE_ID_OFFSET};
 use musttls_common::mysqlx::FIRST_RECORD_MAX;
-use musttls_common::proxy::{Found, Head, Parsed, Source, WINDOW};
+use musttls_common::proxy::{Found, Head, HeaderReader, Parsed, Source, WINDOW};
 use musttls_common::session::{ListenerClass, SocketRecord};
 use musttls_common::tls::begins_client_hello;
 use musttls_common::verdict::{Action, Hold, Mode, Reason};
@@ -67,7 +67,14 @@ fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, scratch: &mut Scratch) 
     let head = record
         .headers
         .judge(segment, index, at, ahead_from, |place| {
-            read(ctx, place, scratch)
+            read(
+                ctx,
+                place,
+                segment,
+                scratch.payload,
+                &mut scratch.window,
+                &mut scratch.header,
+            )
         });
     if is_first && record.headers.proxied.source != Source::Direct as u8 {
         let peer = record.endpoints.client_addr;
@@ -118,14 +125,21 @@ fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, scratch: &mut Scratch) 
     Next::is(ingress::hold(record, behind, hold, policy.as_ref()))
 }
 
-/// Reads a header at a place in the payload.
+/// Reads a header at a place in a segment's payload, which is at `payload` in the packet. `window` and `header` lie in a map.
 #[inline(always)]
-fn read(ctx: &SkBuffContext, place: u32, scratch: &mut Scratch) -> Found {
-    let available = scratch.segment.len.wrapping_sub(place);
+pub(crate) fn read(
+    ctx: &SkBuffContext,
+    place: u32,
+    segment: Segment,
+    payload: u32,
+    window: &mut [u8; WINDOW],
+    header: &mut HeaderReader,
+) -> Found {
+    let available = segment.len.wrapping_sub(place);
     let len = available.min(WINDOW as u32);
-    let at = scratch.payload.wrapping_add(place);
-    let parsed = if packet::copy(ctx, at, len, &mut scratch.window) {
-        scratch.header.read(&scratch.window, available, |reader| {
+    let at = payload.wrapping_add(place);
+    let parsed = if packet::copy(ctx, at, len, window) {
+        header.read(window, available, |reader| {
             // What the compiler holds of the reader goes back to the map, as in `packet::advance`.
             // SAFETY: one instruction, which changes nothing.
             unsafe {
@@ -137,8 +151,8 @@ fn read(ctx: &SkBuffContext, place: u32, scratch: &mut Scratch) -> Found {
     };
     Found {
         parsed,
-        len: scratch.header.header_len(),
-        proxied: *scratch.header.proxied(),
+        len: header.header_len(),
+        proxied: *header.proxied(),
     }
 }
 

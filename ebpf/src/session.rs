@@ -15,16 +15,27 @@ use musttls_common::event::{Event, Kind};
 use musttls_common::session::{Endpoints, Listener, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 
-use crate::emit;
 use crate::emit::Ring;
 use crate::maps::{HELD, LISTENERS, SOCKETS};
 use crate::policy::{self, Policy};
+use crate::{early, emit};
 
 const AF_INET: u32 = 2;
 /// The TCP option of MPTCP (RFC 8684 section 8.1).
 const OPTION_MPTCP: u8 = 30;
+/// A TCP header without options.
+const TCP_HEADER_LEN: usize = 20;
 /// What `bpf_load_hdr_opt` returns for a header without the option.
 const ENOMSG: i64 = 42;
+
+/// Reads one field of the context. Volatile, because the verifier rewrites each such read by its offset
+/// from the context: the compiler must not merge two of them, nor compute the address first.
+macro_rules! field {
+    ($ops:expr, $($field:tt)+) => {
+        // SAFETY: `ops` is the context the kernel passed; these fields may be read in every callback.
+        unsafe { (&raw const (*$ops).$($field)+).read_volatile() }
+    };
+}
 
 /// Takes one callback.
 #[inline(always)]
@@ -128,14 +139,40 @@ fn established(ctx: &SockOpsContext) {
     record.server_base = unsafe { (*ctx.ops).snd_nxt };
     record.rule = musttls_common::policy::NO_RULE;
     record.multipath = u8::from(is_multipath(ctx));
-    record.phase = Phase::Plain as u8;
     if class != ListenerClass::Pending {
         seen(record);
+    }
+    // From the phase on another CPU judges what comes.
+    match carried(ctx) {
+        Some((_, 0)) => record.phase = Phase::Plain as u8,
+        Some((seq, len)) => early::take_over(record, seq, len),
+        None => early::unjudged(record),
     }
     // The close is wanted for sessions that end without a verdict.
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
         emit::count_global(Global::EndUnwatched);
     }
+}
+
+/// Sequence number and length of the payload that the segment of this callback carries. `None` if it cannot be read.
+/// The context shows its TCP header only (`bpf_skops_init_skb`, since Linux 5.10), and its length with that header.
+#[inline(always)]
+fn carried(ctx: &SockOpsContext) -> Option<(u32, u32)> {
+    let header = field!(ctx.ops, __bindgen_anon_3.skb_data).cast::<u8>();
+    let end = field!(ctx.ops, __bindgen_anon_4.skb_data_end).cast::<u8>();
+    let len = field!(ctx.ops, skb_len);
+    if header.wrapping_add(TCP_HEADER_LEN) > end {
+        return None;
+    }
+    // SAFETY: 20 bytes of the header are there, as the verifier sees from the comparison.
+    let (seq, data_offset) = unsafe {
+        (
+            header.add(4).cast::<[u8; 4]>().read(),
+            header.add(12).read(),
+        )
+    };
+    let header_len = u32::from(data_offset >> 4) * 4;
+    Some((u32::from_be_bytes(seq), len.wrapping_sub(header_len)))
 }
 
 /// Whether the session speaks MPTCP. The kernel takes one for MPTCP if its listener does and the segment that makes
@@ -291,15 +328,6 @@ pub(crate) fn tls_failed(record: &mut SocketRecord, mode: Mode) {
     let mut event = Event::default();
     emit::fill(&mut event, Kind::TlsFailed, mode, record);
     emit::event(&event, Ring::Sessions);
-}
-
-/// Reads one field of the context. Volatile, because the verifier rewrites each such read by its offset
-/// from the context: the compiler must not merge two of them, nor compute the address first.
-macro_rules! field {
-    ($ops:expr, $($field:tt)+) => {
-        // SAFETY: `ops` is the context the kernel passed; these fields may be read in every callback.
-        unsafe { (&raw const (*$ops).$($field)+).read_volatile() }
-    };
 }
 
 #[inline(always)]

@@ -16,6 +16,7 @@
 //! | [`audit`] | the agent's records |
 //! | [`evidence`] | what the server itself says about its clients |
 //! | [`bpf`] | what the kernel tells of the gate's programs |
+//! | [`haproxy`] | HAProxy as a proxy and as a monitor |
 //! | [`certs`] | certificates of the servers |
 //! | [`place`] | where things are, and directories that vanish with their test |
 //! | [`wait`] | waiting for a condition, with a deadline |
@@ -32,6 +33,7 @@ pub mod bpf;
 pub mod certs;
 pub mod client;
 pub mod evidence;
+pub mod haproxy;
 pub mod mysqlx;
 pub mod netns;
 pub mod place;

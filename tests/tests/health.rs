@@ -3,20 +3,14 @@
 
 #![cfg(test)]
 
-use std::fmt::Write as _;
-use std::fs;
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
 use musttls_tests::client::{self, Client, Login, Tls};
 use musttls_tests::evidence;
+use musttls_tests::haproxy::{CHECKS, HaProxy};
 use musttls_tests::netns::{Host, Net};
-use musttls_tests::place::Scratch;
 use musttls_tests::server::{Options, PASSWORD, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::REFUSED_TEXT;
@@ -24,8 +18,6 @@ use musttls_tests::wire::REFUSED_TEXT;
 const ENFORCE: &str = "mode = \"enforce\"";
 /// As many failed handshakes lock an address out. A check is let fail more often.
 const MAX_CONNECT_ERRORS: u64 = 2;
-/// Checks that HAProxy makes at a time.
-const CHECKS: u64 = 4;
 
 #[test]
 fn mysql_check_of_haproxy_is_refused_with_3159_and_blocks_no_host() {
@@ -34,8 +26,8 @@ fn mysql_check_of_haproxy_is_refused_with_3159_and_blocks_no_host() {
         let server = watched(&net.db, product);
         let agent = Agent::start(ENFORCE).unwrap();
         let to = server.at(net.app.db_v4());
-        let haproxy = HaProxy::start(&net.app, to, "option mysql-check user haproxy");
-        let down = haproxy.await_state("DOWN");
+        let haproxy = HaProxy::checking(&net.app, to, "option mysql-check user haproxy").unwrap();
+        let down = haproxy.await_state("DOWN").unwrap();
         assert!(down.contains(REFUSED_TEXT), "{product:?} {down}");
         wait::until_true("more refusals than lock a host out", PATIENCE, || {
             Ok(agent.outcome("denied")? > 3 * MAX_CONNECT_ERRORS)
@@ -64,14 +56,14 @@ fn mysql_check_of_haproxy_with_an_exception_is_up() {
     let net = Net::new().unwrap();
     let server = watched(&net.db, Product::MariaDb);
     let to = server.at(net.app.db_v4());
-    let haproxy = HaProxy::start(&net.app, to, "option mysql-check user haproxy");
-    haproxy.await_state("UP,L7OK");
+    let haproxy = HaProxy::checking(&net.app, to, "option mysql-check user haproxy").unwrap();
+    haproxy.await_state("UP,L7OK").unwrap();
     let agent = Agent::start(&exception(&net.app, "haproxy")).unwrap();
     wait::until_true("some checks in the status", PATIENCE, || {
         Ok(agent.outcome("excepted")? >= 3 * CHECKS)
     })
     .unwrap();
-    haproxy.await_state("UP,L7OK");
+    haproxy.await_state("UP,L7OK").unwrap();
     let record = agent
         .await_record("an excepted check", |record| record.rule() == "excused")
         .unwrap();
@@ -79,10 +71,36 @@ fn mysql_check_of_haproxy_with_an_exception_is_up() {
     assert_eq!(agent.outcome("denied").unwrap(), 0);
     let counts = evidence::counts(&server, net.app.v4()).unwrap();
     assert_eq!((counts.connect_errors, counts.blocked), (0, 0));
-    // It answers the SYN-ACK with the login: no other acknowledgement (TCP_QUICKACK off). Each check waits
-    // until TCP has sent the two apart.
-    let held = agent.held().unwrap();
-    assert_eq!(held.keys().collect::<Vec<_>>(), ["not-established"]);
+    // It answers the SYN-ACK with the login: no other acknowledgement (TCP_QUICKACK off).
+    let unhindered = || assert!(agent.held().unwrap().is_empty(), "{:?}", agent.held());
+    unhindered();
+
+    let before = agent.outcome("excepted").unwrap();
+    let whoever = exception(&net.app, "haproxy").replace("user = [\"haproxy\"]\n", "");
+    agent.set_policy(&whoever).unwrap();
+    wait::until_true("some checks more", PATIENCE, || {
+        Ok(agent.outcome("excepted")? >= before + 3 * CHECKS)
+    })
+    .unwrap();
+    haproxy.await_state("UP,L7OK").unwrap();
+    unhindered();
+    assert_eq!(agent.outcome("denied").unwrap(), 0);
+}
+
+/// Who would be refused has to show before.
+#[test]
+fn mysql_check_of_haproxy_is_on_record_in_observe_mode() {
+    let net = Net::new().unwrap();
+    for product in Product::ALL {
+        let server = watched(&net.db, product);
+        let agent = Agent::start("mode = \"observe\"").unwrap();
+        let to = server.at(net.app.db_v4());
+        let _haproxy = HaProxy::checking(&net.app, to, "option mysql-check user haproxy").unwrap();
+        let seen = |record: &Record| record.user() == "haproxy" && !record.is_denied();
+        agent.await_records("checks", 3, seen).unwrap();
+        assert!(agent.held().unwrap().is_empty(), "{:?}", agent.held());
+        assert_eq!(agent.outcome("half-open").unwrap(), 0, "{product:?}");
+    }
 }
 
 /// Without a user the check reads the greeting only. The server counts that against the address, with or
@@ -96,14 +114,17 @@ fn checks_that_send_nothing_are_up_and_not_reported() {
         let agent = Agent::start(ENFORCE).unwrap();
         let to = server.at(net.app.db_v4());
         // It resets the connection before its handshake is complete: no session for the server or the gate.
-        HaProxy::start(&net.app, to, "option tcp-check").await_state("UP,L4OK");
-        let haproxy = HaProxy::start(&net.app, to, "option mysql-check");
-        haproxy.await_state("UP,L7OK");
+        HaProxy::checking(&net.app, to, "option tcp-check")
+            .unwrap()
+            .await_state("UP,L4OK")
+            .unwrap();
+        let haproxy = HaProxy::checking(&net.app, to, "option mysql-check").unwrap();
+        haproxy.await_state("UP,L7OK").unwrap();
         wait::until_true("some checks in the status", PATIENCE, || {
             Ok(agent.outcome("half-open")? >= 3 * CHECKS)
         })
         .unwrap();
-        haproxy.await_state("UP,L7OK");
+        haproxy.await_state("UP,L7OK").unwrap();
         assert!(agent.held().unwrap().is_empty());
         let records = agent.records().unwrap();
         assert!(!records.iter().any(Record::is_session), "{records:?}");
@@ -208,87 +229,6 @@ fn watched(host: &Host, product: Product) -> Server {
     let server = Server::start(host, &options).unwrap();
     server.query("CREATE USER haproxy@'%'").unwrap();
     server
-}
-
-/// HAProxy with one server that it checks under some names, again 100 ms after each result.
-struct HaProxy {
-    child: Child,
-    directory: Scratch,
-}
-
-impl HaProxy {
-    fn start(host: &Host, to: SocketAddr, check: &str) -> Self {
-        let directory = Scratch::new().unwrap();
-        let mut config = format!(
-            "global\n  stats socket {}\n\
-             defaults\n  mode tcp\n  timeout connect 20s\n  timeout client 20s\n  timeout server 20s\n  \
-             timeout check 20s\nbackend db\n  {check}\n",
-            directory.join("stats.sock").display()
-        );
-        for number in 0..CHECKS {
-            writeln!(config, "  server db{number} {to} check inter 100ms").unwrap();
-        }
-        let file = directory.join("haproxy.cfg");
-        fs::write(&file, config).unwrap();
-        let mut command = Command::new("haproxy");
-        command
-            .arg("-db")
-            .arg("-f")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = host.spawn(&mut command).unwrap();
-        Self { child, directory }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.join("stats.sock")
-    }
-
-    /// Waits until the server's state and the result of its last check begin with `state`, and returns the
-    /// whole with what the server said.
-    fn await_state(&self, state: &str) -> String {
-        wait::until(&format!("the state {state}"), PATIENCE, || {
-            Ok(self.state().filter(|found| found.starts_with(state)))
-        })
-        .unwrap_or_else(|error| panic!("{error:#}, not {:?}", self.state()))
-    }
-
-    /// `status,check_status,last_chk` of the server; none before the first check.
-    fn state(&self) -> Option<String> {
-        let mut socket = UnixStream::connect(self.socket()).ok()?;
-        socket.write_all(b"show stat\n").ok()?;
-        let mut table = String::new();
-        socket.read_to_string(&mut table).ok()?;
-        let mut lines = table.lines();
-        let head: Vec<_> = lines.next()?.trim_start_matches("# ").split(',').collect();
-        let row: Vec<_> = lines
-            .find(|line| line.starts_with("db,db0,"))?
-            .split(',')
-            .collect();
-        let field = |name: &str| {
-            let index = head.iter().position(|column| *column == name)?;
-            row.get(index).copied()
-        };
-        // A star stands there while the next check runs.
-        let last = field("check_status")?.trim_start_matches("* ");
-        let done = !last.is_empty() && last != "INI";
-        done.then(|| {
-            format!(
-                "{},{last},{}",
-                field("status").unwrap_or_default(),
-                row.join(",")
-            )
-        })
-    }
-}
-
-impl Drop for HaProxy {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
 }
 
 fn replicating(product: Product, id: u32) -> Options {

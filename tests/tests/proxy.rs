@@ -12,11 +12,12 @@ use musttls_tests::agent::Agent;
 use musttls_tests::attack::{self, Attempt, Stream, Streams, honest};
 use musttls_tests::audit::Record;
 use musttls_tests::evidence;
+use musttls_tests::haproxy::HaProxy;
 use musttls_tests::netns::{Host, Net};
 use musttls_tests::place::Scratch;
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
-use musttls_tests::tcp::{Segment, Stack};
+use musttls_tests::tcp::{ACK, Opening, Segment, Stack, Stamp};
 use musttls_tests::tls::TlsClient;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{ErrorPacket, LoginPacket, ssl_request};
@@ -397,43 +398,295 @@ fn padded(bytes: &[u8]) -> Vec<u8> {
     long
 }
 
-/// What each attempt comes to where nothing is refused is not asserted, but for those that are plain: what Linux makes
-/// of overlapping copies is in ADR 0002.
-#[test]
-fn contradicting_copies_get_no_login_in() {
-    let net = Net::new().unwrap();
-    let server = proxied(&net);
+/// Makes the attempts that `build` builds in observe mode, and then with `policy`, where none may get in. What each
+/// comes to where nothing is refused is not asserted, but for those that `works` names: what Linux makes of overlapping
+/// copies is in ADR 0002.
+fn keeps_out(
+    net: &Net,
+    server: &Server,
+    policy: &str,
+    build: impl Fn(&mut Streams<'_>) -> Vec<Attempt>,
+    works: impl Fn(&str) -> bool,
+) {
     let to = SocketAddr::new(net.app.db_v4(), PORT);
     let mut stack = Stack::new(&net.app, &net.db, to).unwrap();
-    let mut streams = Streams::new(&server, false);
+    let mut streams = Streams::new(server, false).excepting(&attack::EXCEPTED);
     let agent = Agent::start("mode = \"observe\"").unwrap();
-    let attempts = contradictions(&mut streams);
+    let attempts = build(&mut streams);
     attack::make(&mut stack, &attempts, A_WHILE, A_WHILE).unwrap();
-    let before = attack::carried_out(&server).unwrap();
-    for attempt in attempts.iter().take(3) {
-        assert!(before.contains(&attempt.number), "{}", attempt.name);
-    }
-    let decoys: Vec<_> = attempts
+    let before = attack::carried_out(server).unwrap();
+    let failed: Vec<_> = attempts
         .iter()
-        .filter(|attempt| attempt.name.ends_with("decoy"))
-        .filter(|attempt| before.contains(&attempt.number))
+        .filter(|attempt| works(&attempt.name) && !before.contains(&attempt.number))
+        .map(|attempt| &attempt.name)
         .collect();
-    assert!(!decoys.is_empty(), "no decoy works");
+    assert_eq!(failed, [""; 0], "where nothing is refused");
     drop(agent);
 
-    let mut agent = Agent::start(ENFORCE).unwrap();
-    let mark = evidence::mark(&server).unwrap();
-    let attempts = contradictions(&mut streams);
+    let mut agent = Agent::start(policy).unwrap();
+    let mark = evidence::mark(server).unwrap();
+    let attempts = build(&mut streams);
     attack::make(&mut stack, &attempts, Duration::ZERO, A_WHILE).unwrap();
-    let after = attack::carried_out(&server).unwrap();
+    let after = attack::carried_out(server).unwrap();
     let got_in: Vec<_> = attempts
         .iter()
         .filter(|attempt| after.contains(&attempt.number))
         .map(|attempt| &attempt.name)
         .collect();
     assert_eq!(got_in, [""; 0], "carried out");
-    assert_eq!(attack::plaintext_logins(&server, mark).unwrap(), [""; 0]);
+    assert_eq!(attack::plaintext_logins(server, mark).unwrap(), [""; 0]);
     assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+}
+
+#[test]
+fn contradicting_copies_get_no_login_in() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    keeps_out(&net, &server, ENFORCE, contradictions, |name| {
+        matches!(
+            name,
+            "a header" | "two headers" | "the second before the first"
+        )
+    });
+}
+
+/// HAProxy puts its header on the third ACK of the handshake. None of it waits, under SYN cookies neither.
+#[test]
+fn header_of_haproxy_on_the_third_ack_passes_at_once() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let login = server.open_login();
+    for (cookies, v6, header) in [
+        ("1", false, "send-proxy"),
+        ("1", false, "send-proxy-v2"),
+        ("1", true, "send-proxy"),
+        ("1", true, "send-proxy-v2"),
+        ("2", false, "send-proxy-v2"),
+    ] {
+        net.db
+            .set_sysctl("net.ipv4.tcp_syncookies", cookies)
+            .unwrap();
+        let (here, db) = if v6 {
+            (net.app.v6(), net.app.db_v6())
+        } else {
+            (net.app.v4(), net.app.db_v4())
+        };
+        let agent = Agent::start(ENFORCE).unwrap();
+        let at = SocketAddr::new(here, 3307);
+        let _haproxy = HaProxy::proxying(&net.app, at, server.at(db), header).unwrap();
+        let connect = || {
+            wait::until("HAProxy", PATIENCE, || {
+                let connected = Raw::connect(&net.app, at).ok();
+                Ok(connected.and_then(|mut raw| raw.greeting().ok().map(|_| raw)))
+            })
+            .unwrap()
+        };
+        for _ in 0..10 {
+            let mut raw = connect();
+            raw.send(&ssl_request()).unwrap();
+            logs_in(raw, &login);
+        }
+        // The gate judges the clients of a proxy on this host, too: their records have no header.
+        let named = |record: &Record| {
+            record.transport() == "tls" && record.text("/unmapped/proxied/ip") == here.to_string()
+        };
+        agent
+            .await_records("all with their header", 10, named)
+            .unwrap();
+        let held = agent.held().unwrap();
+        assert!(held.is_empty(), "{header} {held:?}");
+        assert_eq!(agent.outcome("denied").unwrap(), 0, "{header}");
+    }
+}
+
+/// A login of an excepted user that holds another one from `at` on, where the stream begins if the segment lies before
+/// it.
+fn nested(stream: &Stream) -> (Vec<u8>, usize) {
+    let mut login = LoginPacket::new(attack::EXCEPTED[0]).packet_41();
+    let at = login.len();
+    login.extend(&stream.plain);
+    let [a, b, c, ..] = u32::try_from(login.len() - 4).unwrap().to_le_bytes();
+    login[..3].copy_from_slice(&[a, b, c]);
+    (login, at)
+}
+
+/// What is sent on the third ACK, and what after the greeting.
+type Sent = (Vec<Segment>, Vec<Segment>);
+
+/// Attempts with payload on the third ACK; the name of one that works where nothing is refused ends with a `!`.
+#[expect(clippy::too_many_lines, reason = "it is a list")]
+fn third_acks(streams: &mut Streams<'_>) -> Vec<Attempt> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, make: &dyn Fn(&Stream) -> Sent| {
+        let stream = streams.make();
+        let (third, then) = make(&stream);
+        let opening = Opening {
+            isn: 77,
+            stamps: true,
+            third: Some(third),
+            ..Opening::default()
+        };
+        all.push(Attempt::new(name, &stream, then).opening(opening));
+    };
+    let bare = || Segment::at(0, b"").flags(ACK);
+    let at = |offset: usize, bytes: &[u8]| Segment::at(i32::try_from(offset).unwrap(), bytes);
+    let before = |offset: usize, bytes: &[u8]| Segment::at(-i32::try_from(offset).unwrap(), bytes);
+    let end = LINE.len();
+    let other = b"PROXY TCP4 203.0.113.8 192.0.2.1 40000 3306\r\n";
+    let longer = b"PROXY TCP4 203.0.113.9 192.0.2.1 40000 33060\r\n";
+
+    add("a login!", &|it| {
+        (vec![it.whole()], vec![bare(), it.whole()])
+    });
+    add("a header, a login behind!", &|it| {
+        (vec![Segment::at(0, LINE)], vec![at(end, &it.plain)])
+    });
+    add("a header of version 2, a login behind!", &|it| {
+        let header = binary_v4();
+        (
+            vec![Segment::at(0, &header)],
+            vec![at(header.len(), &it.plain)],
+        )
+    });
+    add("header and login in one!", &|it| {
+        let both = Segment::at(0, &[LINE, &it.plain].concat());
+        (vec![both.clone()], vec![bare(), both])
+    });
+    add("two headers, a login behind!", &|it| {
+        let two = [LINE, &binary_v4()].concat();
+        (vec![Segment::at(0, &two)], vec![at(two.len(), &it.plain)])
+    });
+    add("two third ACKs!", &|it| {
+        let both = vec![Segment::at(0, LINE), Segment::at(0, other)];
+        (both, vec![at(end, &it.plain)])
+    });
+    add("two third ACKs with other ends", &|it| {
+        let both = vec![Segment::at(0, longer), Segment::at(0, LINE)];
+        (both, vec![at(end, &it.plain), at(longer.len(), &it.plain)])
+    });
+    add("a header and a login as third ACKs!", &|it| {
+        (vec![Segment::at(0, LINE), at(end, &it.plain)], vec![])
+    });
+    add("a login and a header as third ACKs", &|it| {
+        (vec![it.whole(), Segment::at(0, LINE)], vec![it.whole()])
+    });
+    add("a header, then another copy", &|it| {
+        let then = vec![
+            Segment::at(0, longer),
+            at(longer.len(), &it.plain),
+            at(end, &it.plain),
+        ];
+        (vec![Segment::at(0, LINE)], then)
+    });
+    add("its end overlapped by a login!", &|it| {
+        let tail = [&LINE[end - 5..], &it.plain].concat();
+        (vec![Segment::at(0, LINE)], vec![at(end - 5, &tail)])
+    });
+    add("a header in two", &|it| {
+        let cut = vec![Segment::at(0, &LINE[..20])];
+        (cut, vec![at(20, &[&LINE[20..], &it.plain].concat())])
+    });
+    add("a header longer than its segment", &|it| {
+        let header = binary(0, 0, &[&[0; 10], &it.plain[..]].concat());
+        (vec![Segment::at(0, &header[..26])], vec![at(26, &it.plain)])
+    });
+    // The server's TCP cuts off what lies before the stream.
+    add("an end of a header!", &|it| {
+        let header = binary(0, 0, &it.plain[..it.len().min(200)]);
+        let rest = at(header.len() - 16, &it.plain[header.len() - 16..]);
+        (vec![before(16, &header)], vec![rest])
+    });
+    add("an end of a header, the login cut!", &|it| {
+        let header = binary(0, 0, &it.plain[..30]);
+        (vec![before(16, &header)], vec![at(30, &it.plain[30..])])
+    });
+    add("an end of a line!", &|it| {
+        let line = [b"PROXY UNKNOWN ", LINE].concat();
+        (vec![before(14, &line)], vec![at(end, &it.plain)])
+    });
+    add("one byte before", &|it| {
+        (vec![before(1, LINE)], vec![bare(), it.whole()])
+    });
+    // And keeps what lies behind its front.
+    add("behind a gap!", &|it| {
+        let header = binary(0, 0, &it.plain[20..it.len().min(200)]);
+        let front = it.plain(0, 20);
+        let rest = it.plain(20, it.len());
+        (vec![at(4, &header)], vec![front, rest])
+    });
+    add("a line behind a gap!", &|it| {
+        (
+            vec![at(end, LINE)],
+            vec![Segment::at(0, LINE), at(2 * end, &it.plain)],
+        )
+    });
+    // Segments that the server's TCP discards.
+    let discards: [(&str, &dyn Fn(Segment) -> Segment); 3] = [
+        ("wrong sum", &Segment::unsound),
+        ("wrong acknowledgement", &Segment::ack_ahead),
+        ("old timestamp", &|it| it.stamp(Stamp::Old)),
+    ];
+    for (name, discarded) in discards {
+        add(&format!("a header with {name}, then a login"), &|it| {
+            let decoy = discarded(Segment::at(0, &LINE.repeat(2)));
+            (vec![decoy, it.whole()], vec![bare(), it.whole()])
+        });
+        add(&format!("a header with {name}, then another"), &|it| {
+            let decoy = discarded(Segment::at(0, &longer.repeat(2)));
+            let two = LINE.repeat(2);
+            let then = vec![at(two.len(), &it.plain), at(2 * longer.len(), &it.plain)];
+            (vec![decoy, Segment::at(0, &two)], then)
+        });
+        add(&format!("an excepted login with {name}"), &|it| {
+            let excepted = it.lures[1].clone();
+            let decoy = discarded(Segment::at(0, &excepted));
+            (vec![decoy, it.whole()], vec![bare(), it.whole()])
+        });
+    }
+    // Behind the name of an excepted user.
+    add("an excepted login, then a copy", &|it| {
+        (vec![Segment::at(0, &it.lures[1])], vec![it.whole()])
+    });
+    add("an excepted login and a copy as third ACKs", &|it| {
+        (vec![Segment::at(0, &it.lures[1]), it.whole()], vec![])
+    });
+    add("the end of an excepted login!", &|it| {
+        let (login, front) = nested(it);
+        (vec![before(front, &login)], vec![])
+    });
+    add("the end of an excepted login, cut!", &|it| {
+        let (login, front) = nested(it);
+        let cut = before(front, &login[..front + 40]);
+        (vec![cut], vec![at(40, &it.plain[40..])])
+    });
+    add("an excepted login behind a gap", &|it| {
+        let first = it.plain(0, 40);
+        let excepted = it.lures[1].clone();
+        (vec![at(40, &excepted)], vec![first, it.plain(40, it.len())])
+    });
+    all
+}
+
+#[test]
+fn payload_on_the_third_ack_gets_no_login_in() {
+    let net = Net::new().unwrap();
+    let server = proxied(&net);
+    let works = |name: &str| name.ends_with('!');
+    keeps_out(&net, &server, ENFORCE, third_acks, works);
+    let excepting = attack::enforcing(&attack::EXCEPTED);
+    keeps_out(&net, &server, &excepting, third_acks, works);
+}
+
+/// A SYN cookie that is answered at another place of the stream is none, so that not all of them work.
+#[test]
+fn payload_on_the_third_ack_under_syn_cookies_gets_no_login_in() {
+    let net = Net::new().unwrap();
+    net.db.set_sysctl("net.ipv4.tcp_syncookies", "2").unwrap();
+    let server = proxied(&net);
+    let excepting = attack::enforcing(&attack::EXCEPTED);
+    keeps_out(&net, &server, &excepting, third_acks, |name| {
+        name == "a header, a login behind!"
+    });
 }
 
 /// A scripted server stands in for Percona's, which greets behind a header only; on a port that nothing names, and on

@@ -134,11 +134,14 @@ impl Loaded {
 }
 
 /// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).
-const CALLED: [(&str, u32, &str); 7] = [
+const CALLED: [(&str, u32, &str); 10] = [
     ("INGRESS", 0, "x_ingress"),
     ("INGRESS", 1, "on_proxy"),
     ("INGRESS", 2, "on_login"),
     ("INGRESS", 3, "on_client_hello"),
+    ("INGRESS", 4, "on_third_ack"),
+    ("INGRESS", 5, "on_early_login"),
+    ("INGRESS", 6, "on_early_end"),
     ("EGRESS", 0, "x_egress"),
     ("EGRESS", 1, "on_answer"),
     ("EGRESS", 2, "on_server_hello"),
