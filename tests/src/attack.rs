@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::evidence;
 use crate::server::{OPEN_USER, Options, SCHEMA, Server};
 use crate::tcp::{Connection, Opening, Segment, Stack};
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 use crate::wire::{CLIENT_SSL, query};
 
 /// Numbers below are in the table from the start.
@@ -284,7 +284,7 @@ fn make_at_once(
         let local = stack.open(attempt.opening.clone());
         locals.push(local.with_context(|| attempt.name.clone())?);
     }
-    let end = Instant::now() + patience;
+    let end = Instant::now() + wait::here(patience);
     for (attempt, local) in attempts.iter().zip(&locals) {
         await_greeting(stack, attempt, *local, end)?;
     }
@@ -325,9 +325,12 @@ fn await_greeting(
     end: Instant,
 ) -> Result<()> {
     let is_plain = attempt.opening.is_plain();
-    let left = end.saturating_duration_since(Instant::now());
-    let patience = if is_plain { PATIENCE } else { left };
-    let is_greeted = stack.watch(local, patience, |it| it.greeting().is_some())?;
+    let end = if is_plain {
+        Instant::now() + wait::here(PATIENCE)
+    } else {
+        end
+    };
+    let is_greeted = stack.watch_until(local, end, |it| it.greeting().is_some())?;
     ensure!(is_greeted || !is_plain, "no greeting: {}", attempt.name);
     Ok(())
 }
@@ -339,10 +342,9 @@ pub fn await_all(
     patience: Duration,
     wanted: impl Fn(&Connection) -> bool,
 ) -> Result<()> {
-    let end = Instant::now() + patience;
+    let end = Instant::now() + wait::here(patience);
     for local in locals {
-        let left = end.saturating_duration_since(Instant::now());
-        stack.watch(*local, left, &wanted)?;
+        stack.watch_until(*local, end, &wanted)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use rustls::{ClientConnection, HandshakeKind, StreamOwned};
 use crate::client::Session;
 use crate::netns::Host;
 use crate::tls::{TlsClient, TlsStream};
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 use crate::wire::{COM_QUIT, ErrorPacket, Greeting, Packet, query};
 
 /// A connection.
@@ -59,7 +59,7 @@ impl Raw {
 
     /// Connects from where this program is.
     pub fn connect_here(to: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)
+        let stream = TcpStream::connect_timeout(&to, wait::here(PATIENCE))
             .with_context(|| format!("connect to {to}"))?;
         Self::over(stream)
     }
@@ -67,10 +67,9 @@ impl Raw {
     /// Over a connection made elsewhere.
     pub fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true).context("set TCP_NODELAY")?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .context("set a time limit")?;
-        Ok(Self { stream })
+        let raw = Self { stream };
+        raw.set_patience(PATIENCE)?;
+        Ok(raw)
     }
 
     /// Connects and reads the greeting.
@@ -123,7 +122,7 @@ impl Raw {
     /// Waits no longer for what is read from here on.
     pub fn set_patience(&self, patience: Duration) -> Result<()> {
         self.stream
-            .set_read_timeout(Some(patience))
+            .set_read_timeout(Some(wait::here(patience)))
             .context("set a time limit")
     }
 

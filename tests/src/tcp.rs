@@ -23,7 +23,7 @@ use rustix::net::{
 pub use self::segment::{ACK, Extension, FIN, PSH, RST, SYN, Segment, Stamp, URG};
 use self::segment::{Frame, Incoming};
 use crate::netns::Host;
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 use crate::wire::{ErrorPacket, Greeting, Packet};
 
 /// Ethernet types (IEEE 802), by which a packet socket chooses.
@@ -417,7 +417,16 @@ impl Stack {
         patience: Duration,
         wanted: impl Fn(&Connection) -> bool,
     ) -> Result<bool> {
-        let end = Instant::now() + patience;
+        self.watch_until(local, Instant::now() + wait::here(patience), wanted)
+    }
+
+    /// Waits until a connection is as `wanted`, until `end` at most. Whether it is.
+    pub fn watch_until(
+        &mut self,
+        local: SocketAddr,
+        end: Instant,
+        wanted: impl Fn(&Connection) -> bool,
+    ) -> Result<bool> {
         loop {
             if wanted(self.connection(local)?) {
                 return Ok(true);
@@ -430,7 +439,7 @@ impl Stack {
 
     /// Takes what comes for that long.
     pub fn pump(&mut self, duration: Duration) -> Result<()> {
-        let end = Instant::now() + duration;
+        let end = Instant::now() + wait::here(duration);
         while self.pump_until(end)? {}
         Ok(())
     }

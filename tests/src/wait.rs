@@ -1,5 +1,6 @@
 //! Waiting for a condition, never for a time.
 
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,29 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// `MUSTTLS_PATIENCE`: how many times longer than elsewhere everything is waited for on this machine, where the CPU
+/// is emulated.
+static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+    let text = std::env::var("MUSTTLS_PATIENCE").unwrap_or_else(|_| "1".to_owned());
+    let factor = text.parse().unwrap_or(0);
+    assert!(factor > 0, "MUSTTLS_PATIENCE is `{text}`, and no number");
+    factor
+});
+
+/// What `duration` is on this machine. Where a duration is waited for, and only there, it goes through this: deadlines
+/// of what must come, and pauses in which nothing may come.
+#[must_use]
+pub fn here(duration: Duration) -> Duration {
+    duration * *FACTOR
+}
+
 /// Asks `look` until it has an answer; after `deadline` it fails and names `what` was waited for.
 pub fn until<T>(
     what: &str,
     deadline: Duration,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let deadline = here(deadline);
     let end = Instant::now() + deadline;
     loop {
         if let Some(answer) = look().with_context(|| format!("wait for {what}"))? {

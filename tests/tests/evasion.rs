@@ -345,7 +345,7 @@ fn empty_urgent(net: &Net, server: &Server) -> String {
 
 #[test]
 fn empty_urgent_segment_shifts_no_login_in() {
-    for product in Product::ALL {
+    for product in Product::all() {
         let net = Net::new().unwrap();
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start("mode = \"observe\"").unwrap();

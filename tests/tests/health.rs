@@ -22,7 +22,7 @@ const MAX_CONNECT_ERRORS: u64 = 2;
 #[test]
 fn mysql_check_of_haproxy_is_refused_with_3159_and_blocks_no_host() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = watched(&net.db, product);
         let agent = Agent::start(ENFORCE).unwrap();
         let to = server.at(net.app.db_v4());
@@ -108,7 +108,7 @@ fn mysql_check_of_haproxy_is_on_record_in_observe_mode() {
 #[test]
 fn checks_that_send_nothing_are_up_and_not_reported() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = Options::new(product).with("--max-connect-errors=1000000");
         let server = Server::start(&net.db, &options).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
@@ -134,7 +134,7 @@ fn checks_that_send_nothing_are_up_and_not_reported() {
 #[test]
 fn ping_of_the_admin_programs_ends_with_exit_code_0() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = watched(&net.db, product);
         let agent = Agent::start(ENFORCE).unwrap();
         for program in Product::ALL {
@@ -156,7 +156,7 @@ fn ping_of_the_admin_programs_ends_with_exit_code_0() {
 #[test]
 fn replica_is_refused_in_plaintext_and_runs_with_an_exception_or_tls() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let primary = Server::start(&net.db, &replicating(product, 1)).unwrap();
         let replica = Replica::start(&net.app, product);
         primary

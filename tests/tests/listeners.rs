@@ -32,7 +32,7 @@ const ENFORCE: &str = "mode = \"enforce\"";
 fn every_address_of_a_server_is_gated() {
     let net = Net::new().unwrap();
     let addresses = "--bind-address=10.77.1.1,fd77:1::1,127.0.0.1";
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product).with(addresses)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         assert_eq!(listeners(&agent, server.pid(), "classic").len(), 3);
@@ -50,7 +50,7 @@ fn every_address_of_a_server_is_gated() {
 #[test]
 fn server_on_ipv6_only_is_gated() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = Options::new(product).with("--bind-address=fd77:1::1");
         let server = Server::start(&net.db, &options).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
@@ -115,7 +115,7 @@ fn extra_port_of_mariadb_is_gated() {
 #[test]
 fn server_in_a_cgroup_of_its_own_is_gated() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let group = Cgroup::new();
         let enter = format!(
             "echo $$ > {}/cgroup.procs; exec \"$@\"",
@@ -139,7 +139,7 @@ fn redirected_port_is_gated() {
              add rule ip test in tcp dport 13306 redirect to :3306",
         )
         .unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         is_gated(
@@ -168,7 +168,7 @@ fn forwarded_port_is_gated() {
              add rule ip test out oifname veth1 masquerade",
         )
         .unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.app, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         is_gated(
@@ -281,7 +281,7 @@ fn helper_that_shares_the_port_of_a_server_is_let_alone() {
         scope.spawn(|| echo(&helper));
         for _ in 0..SESSIONS {
             let mut stream = net.app.run(|| TcpStream::connect(to)).unwrap().unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(wait::here(PATIENCE))).unwrap();
             // The helper waits for the client, the server greets: an honest client of the helper's protocol
             // may speak first, and its first bytes look like a login.
             let mut first = [0; 4];
@@ -533,7 +533,7 @@ const HELPER: [u8; 4] = *b"help";
 /// Says [`HELPER`] and what the client says, session by session, until the listener is shut down.
 fn echo(listener: &TcpListener) {
     while let Ok((mut stream, _)) = listener.accept() {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(wait::here(PATIENCE))).unwrap();
         stream.write_all(&HELPER).unwrap();
         let mut chunk = [0; 4096];
         while let Ok(length @ 1..) = stream.read(&mut chunk) {

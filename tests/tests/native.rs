@@ -23,7 +23,7 @@ const ER_HOST_IS_BLOCKED: u16 = 1129;
 #[test]
 fn every_client_logs_in_with_and_without_tls_on_each_server() {
     let net = Net::new().unwrap();
-    for product in Product::RELEASES {
+    for product in Product::releases() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         for client in Client::ALL {
             let plain = client
@@ -46,7 +46,7 @@ fn every_client_logs_in_with_and_without_tls_on_each_server() {
 #[test]
 fn every_client_logs_in_to_servers_without_tls() {
     let net = Net::new().unwrap();
-    for product in Product::RELEASES {
+    for product in Product::releases() {
         let server = Server::start(&net.db, &Options::new(product).without_tls()).unwrap();
         let (_, greeting) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
         assert!(!greeting.offers_tls);
@@ -103,7 +103,7 @@ fn mariadb_refuses_plaintext_itself_with_1045_up_to_10_11_and_then_with_3159() {
 #[test]
 fn half_open_probes_lock_their_address_out() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = Options::new(product).with("--max-connect-errors=5");
         let server = Server::start(&net.db, &options).unwrap();
         for probe in 1..=5 {
@@ -134,7 +134,7 @@ fn half_open_probes_lock_their_address_out() {
 #[test]
 fn failed_logins_count_no_handshake_error() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let before = evidence::counts(&server, net.app.v4()).unwrap();
         let login = Login::new(&server, &net.app, Tls::Required).user("app", "wrong");
@@ -173,7 +173,7 @@ fn counts_of_an_unseen_address_are_zero() {
 #[test]
 fn general_log_shows_a_login_with_its_user_and_transport() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let mark = evidence::mark(&server).unwrap();
         assert!(evidence::logins(&server, "app", mark).unwrap().is_empty());
@@ -199,7 +199,7 @@ fn general_log_shows_a_login_with_its_user_and_transport() {
 #[test]
 fn raw_client_logs_in_over_plaintext_and_tls() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let to = server.at(net.app.db_v4());
         let login = server.open_login();
@@ -250,7 +250,7 @@ fn urgent_byte_lets_a_plaintext_login_look_like_tls_on_the_wire() {
 #[test]
 fn wrong_sequence_id_gets_1156_from_the_server() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         for sequence in [0, 2, 3] {
             let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
@@ -371,7 +371,7 @@ fn whatever_follows_the_request_for_tls_but_tls_is_a_handshake_error() {
     const FATAL: [u8; 7] = [0x15, 3, 1, 0, 2, 2, 70];
     const CLOSE_NOTIFY: [u8; 7] = [0x15, 3, 1, 0, 2, 1, 0];
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = Options::new(product).with("--tls-version=TLSv1.3");
         let server = Server::start(&net.db, &options).unwrap();
         let offer = |client: TlsClient| {

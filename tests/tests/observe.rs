@@ -20,7 +20,7 @@ const OBSERVE: &str = "mode = \"observe\"";
 #[test]
 fn plaintext_of_every_client_passes_and_is_reported_once() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         for options in [Options::new(product), Options::new(product).without_tls()] {
             let server = Server::start(&net.db, &options).unwrap();
             let agent = Agent::start(OBSERVE).unwrap();

@@ -20,7 +20,7 @@ const ENFORCE: &str = "mode = \"enforce\"";
 #[test]
 fn tls_passes_and_its_record_agrees_with_the_server() {
     let net = Net::new().unwrap();
-    for product in Product::RELEASES {
+    for product in Product::releases() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         for client in [Client::MySqlCli, Client::PyMySql] {
@@ -59,7 +59,7 @@ fn tls_passes_and_its_record_agrees_with_the_server() {
 #[test]
 fn every_client_passes_with_tls() {
     let net = Net::new().unwrap();
-    for product in Product::RELEASES {
+    for product in Product::releases() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         for client in Client::ALL {
@@ -80,7 +80,7 @@ fn every_client_passes_with_tls() {
 #[test]
 fn unix_socket_passes_and_is_on_record_with_its_peer() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         unix_session_is_on_record(&server, Some(&net.db), 0);
     }
@@ -91,7 +91,7 @@ fn unix_socket_passes_and_is_on_record_with_its_peer() {
 #[test]
 fn unix_socket_of_another_network_namespace_is_on_record() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         unix_session_is_on_record(&server, None, 0);
     }
@@ -158,7 +158,7 @@ fn half_open_probes_are_counted_and_not_reported() {
 #[test]
 fn tls_request_in_single_bytes_passes() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let _agent = Agent::start(ENFORCE).unwrap();
         let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
@@ -172,7 +172,7 @@ fn tls_request_in_single_bytes_passes() {
 #[test]
 fn tls_request_before_the_greeting_passes() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let _agent = Agent::start(ENFORCE).unwrap();
         let mut raw = Raw::connect(&net.app, server.at(net.app.db_v4())).unwrap();
@@ -187,7 +187,7 @@ fn tls_request_before_the_greeting_passes() {
 #[test]
 fn exception_by_source_lets_that_source_in_and_no_other() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(&exception(
             "source = [\"10.77.2.0/24\", \"fd77:2::/64\"]",
@@ -220,7 +220,7 @@ fn exception_by_source_lets_that_source_in_and_no_other() {
 #[test]
 fn exception_by_user_lets_that_user_in_and_no_other() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let policy = exception(
             "source = [\"0.0.0.0/0\", \"::/0\"]\nuser = [\"app\"]",
@@ -295,7 +295,7 @@ fn error_in_place_of_a_greeting_passes() {
     const ER_CON_COUNT_ERROR: u16 = 1040;
     const ER_HOST_IS_BLOCKED: u16 = 1129;
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = Options::new(product)
             .with(&format!("--max-connections={CONNECTIONS}"))
             .with("--max-connect-errors=1");

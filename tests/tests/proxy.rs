@@ -221,7 +221,7 @@ fn what_is_no_strict_header_and_a_fifth_one_are_refused() {
 #[test]
 fn server_without_proxies_answers_a_header_itself() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = attack::patient(Options::new(product));
         let server = Server::start(&net.db, &options).unwrap();
         let to = server.at(net.app.db_v4());

@@ -193,7 +193,7 @@ fn sigterm_ends_the_agent_with_code_0() {
 
 #[test]
 fn server_started_after_the_agent_is_covered_from_its_first_session() {
-    for product in Product::ALL {
+    for product in Product::all() {
         let net = Net::new().unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         // A client that tries without pause, from before the server listens.
@@ -250,7 +250,7 @@ fn restarted_server_is_covered_again() {
 
 #[test]
 fn server_killed_in_the_middle_of_refusals_does_no_harm() {
-    for product in Product::ALL {
+    for product in Product::all() {
         let mut site = Site::new(product);
         let mut agent = Agent::start(ENFORCE).unwrap();
         let to = site.server.at(site.net.app.db_v4());
@@ -291,7 +291,7 @@ fn server_killed_in_the_middle_of_refusals_does_no_harm() {
 fn storm_of_5000_plaintext_logins_is_refused_to_the_last() {
     const CLIENTS: usize = 100;
     const EACH: usize = 50;
-    for product in Product::ALL {
+    for product in Product::all() {
         let net = Net::new().unwrap();
         let options = Options::new(product)
             .with("--max-connections=500")

@@ -128,7 +128,7 @@ fn require_secure_transport_of_mysql_without_tls() {
 #[test]
 fn require_secure_transport_of_mariadb() {
     let net = Net::new().unwrap();
-    for product in Product::RELEASES.into_iter().filter(|it| !it.is_mysql()) {
+    for product in Product::releases().filter(|it| !it.is_mysql()) {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let cipher = |option| {
             let by = By::TcpWith(server.port(), option);

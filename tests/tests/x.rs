@@ -15,6 +15,7 @@ use musttls_tests::netns::Net;
 use musttls_tests::place;
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{Options, PASSWORD, Product, Server, USER};
+use musttls_tests::wait;
 use serde_json::Value;
 
 const ENFORCE: &str = "mode = \"enforce\"";
@@ -302,7 +303,9 @@ fn x_socket_passes() {
     let _agent = Agent::start(ENFORCE).unwrap();
     let socket = place::cache().join("mysql-tree/tmp/musttls-x.sock");
     let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
-    stream.set_read_timeout(Some(A_WHILE * 20)).unwrap();
+    stream
+        .set_read_timeout(Some(wait::here(A_WHILE * 20)))
+        .unwrap();
     std::io::Write::write_all(&mut stream, &login()).unwrap();
     let mut all = Vec::new();
     let mut byte = [0];

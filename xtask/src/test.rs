@@ -1,6 +1,9 @@
 //! All tests: units, real servers on this kernel, and a VM for each other kernel.
 
+use std::panic;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -28,6 +31,10 @@ pub(crate) struct Args {
     #[arg(long)]
     kernel: Vec<String>,
 
+    /// Run these tests of the host in the VMs and no others: `PROGRAM`, or `PROGRAM::PART-OF-NAME`; may be given again
+    #[arg(long, value_name = "TEST", conflicts_with = "init")]
+    test: Vec<String>,
+
     /// Write the instruction counts of the VMs to docs/instructions.md instead of comparing them
     #[arg(long, conflicts_with = "init")]
     bless: bool,
@@ -36,6 +43,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
 }
+
+/// A VM keeps one CPU busy and takes up to 4 GiB.
+const VMS_AT_A_TIME: usize = 2;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -78,7 +88,7 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
             let payload = Payload {
                 init: test_binary("vm-init")?,
                 agent: Some(agent_binary()?),
-                tests: Some(HostTests::build(cache, args.full)?),
+                tests: Some(HostTests::build(cache, args.full, &args.test)?),
             };
             if let Some(tests) = &payload.tests {
                 tests.print();
@@ -169,18 +179,55 @@ fn boot_all(
         );
     }
     let mut counts = instructions::Table::default();
-    for kernel in kernels
-        .iter()
-        .filter(|kernel| args.kernel.is_empty() || args.kernel.contains(&kernel.name))
-    {
+    let wanted =
+        |kernel: &&vm::Kernel| args.kernel.is_empty() || args.kernel.contains(&kernel.name);
+    let kernels: Vec<_> = kernels.iter().filter(wanted).collect();
+    println!(
+        "\n== VMs, {VMS_AT_A_TIME} at a time: {}",
+        kernels
+            .iter()
+            .map(|kernel| kernel.version.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    for (kernel, took, console) in boot_side_by_side(cache, &kernels, payload) {
         let series = vm::series(kernel)?;
-        report.add(format!("VM, kernel {}", kernel.version), || {
-            let console = vm::run(cache, kernel, payload)?;
-            counts.add(series, &kernel.version, &console);
-            Ok(())
-        });
+        let result = console.map(|text| counts.add(series, &kernel.version, &text));
+        report.note(format!("VM, kernel {}", kernel.version), took, result);
     }
     Ok(counts)
+}
+
+/// Boots them [`VMS_AT_A_TIME`] at a time; each with the time that it took and its console, in the given order.
+fn boot_side_by_side<'a>(
+    cache: &Cache,
+    kernels: &[&'a vm::Kernel],
+    payload: &Payload,
+) -> Vec<(&'a vm::Kernel, Duration, Result<String>)> {
+    let queue = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        while let number = queue.fetch_add(1, Ordering::Relaxed)
+            && let Some(&kernel) = kernels.get(number)
+        {
+            let start = Instant::now();
+            let console = vm::run(cache, kernel, payload);
+            done.push((number, kernel, start.elapsed(), console));
+        }
+        done
+    };
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..VMS_AT_A_TIME).map(|_| scope.spawn(worker)).collect();
+        let join = |it: thread::ScopedJoinHandle<'_, _>| {
+            it.join()
+                .unwrap_or_else(|cause| panic::resume_unwind(cause))
+        };
+        workers.into_iter().flat_map(join).collect()
+    });
+    done.sort_by_key(|(number, ..)| *number);
+    done.into_iter()
+        .map(|(_, kernel, took, console)| (kernel, took, console))
+        .collect()
 }
 
 /// What ran, in order.
@@ -193,12 +240,17 @@ impl Report {
     fn add(&mut self, what: String, run: impl FnOnce() -> Result<()>) -> bool {
         println!("\n== {what}");
         let start = Instant::now();
-        let result = run().context("failed");
+        let result = run();
+        self.note(what, start.elapsed(), result)
+    }
+
+    fn note(&mut self, what: String, took: Duration, result: Result<()>) -> bool {
+        let result = result.context("failed");
         if let Err(error) = &result {
-            eprintln!("{error:#}");
+            eprintln!("{what}: {error:#}");
         }
         let passed = result.is_ok();
-        self.done.push((what, start.elapsed(), result));
+        self.done.push((what, took, result));
         passed
     }
 

@@ -42,21 +42,23 @@ pub(crate) struct Payload {
 
 /// Boots `kernel` and fails unless the payload says that it passed. Returns what stood on the console.
 pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<String> {
-    // The image is shared, and a second VM would only slow the first.
-    let _lock = cache::lock(&cache.vm().join("lock"))?;
-    let image = cache.vm().join(format!("initramfs-{}", kernel.name));
+    // Of one kernel, only one at a time: image, socket and console have its name.
+    let place = cache.vm().join(&kernel.name);
+    let _lock = cache::lock(&place.join("lock"))?;
+    let image = place.join("initramfs");
+    let series = series(kernel)?;
     archive::write_image(cache, kernel, payload, &image)?;
     println!("vm {}: booting {}", kernel.name, kernel.version);
     let files = match payload.tests {
-        Some(_) => Some(Files::share(cache)?),
+        Some(_) => Some(Files::share(&place)?),
         None => None,
     };
     let console = Console::boot(kernel, &image, files.as_ref())?;
     let patience = payload
         .tests
         .as_ref()
-        .map_or(Duration::ZERO, |tests| tests.patience);
-    let log = cache.vm().join(format!("console-{}.log", kernel.name));
+        .map_or(Duration::ZERO, |tests| tests.patience(series));
+    let log = place.join("console.log");
     let (text, ending) = console.watch(&kernel.name, DEADLINE + patience);
     fs::write(&log, &text).with_context(|| format!("write {}", log.display()))?;
     fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
@@ -115,7 +117,7 @@ impl Console {
             "2",
         ]);
         // With the host's files, what is written to them is in memory, too.
-        let memory = if files.is_some() { "3072M" } else { "2048M" };
+        let memory = if files.is_some() { "4096M" } else { "2048M" };
         command.args(["-m", memory]);
         command.args(files.map_or_else(Vec::new, |files| files.options(memory)));
         command.args([

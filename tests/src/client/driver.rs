@@ -6,7 +6,7 @@ use mysql_async::{Conn, Error, Opts, OptsBuilder, SslOpts};
 
 use super::{Answer, Failure, Login, Session, Tls};
 use crate::netns::Host;
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 
 pub(super) fn login(host: &Host, login: &Login) -> Result<Answer> {
     let options = options(login);
@@ -15,7 +15,7 @@ pub(super) fn login(host: &Host, login: &Login) -> Result<Answer> {
             .enable_all()
             .build()
             .context("make a runtime")?;
-        let session = async { tokio::time::timeout(PATIENCE, session(options)).await };
+        let session = async { tokio::time::timeout(wait::here(PATIENCE), session(options)).await };
         runtime.block_on(session).context("mysql_async did not end")
     })??;
     Ok(match outcome {

@@ -22,7 +22,7 @@ pub(crate) fn write_image(
     payload: &Payload,
     image: &Path,
 ) -> Result<()> {
-    let tree = cache::begin(&cache.vm().join("payload"))?;
+    let tree = cache::begin(&image.with_file_name("payload"))?;
     place(&payload.init, &tree.join("init"))?;
     copy_libraries(&payload.init, &tree)?;
     if let Some(agent) = &payload.agent {
@@ -30,7 +30,7 @@ pub(crate) fn write_image(
         copy_libraries(agent, &tree)?;
     }
     if let Some(tests) = &payload.tests {
-        cache::write(&tree.join("tests"), &tests.list())?;
+        cache::write(&tree.join("tests"), &tests.list(crate::vm::series(kernel)?))?;
     }
     let modules = tree.join("usr/lib");
     cache::create(&modules)?;
@@ -39,7 +39,7 @@ pub(crate) fn write_image(
         .arg(kernel.modules.join("lib/modules"))
         .arg(&modules)
         .output()?;
-    let addition = cache.vm().join("payload.cpio");
+    let addition = image.with_file_name("payload.cpio");
     pack(&tree, &addition)?;
     // Not compressed: an emulated CPU unpacks slower than QEMU reads.
     let mut file = File::create(image).with_context(|| format!("create {}", image.display()))?;
