@@ -18,8 +18,8 @@ use musttls_tests::server::{OPEN_USER, Options, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{REFUSED, ssl_request};
 use rustix::net::{
-    AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, getpeername, ipproto, listen,
-    socket_with, sockopt,
+    AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, getpeername, getsockname,
+    ipproto, listen, socket_with, sockopt,
 };
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::Value;
@@ -115,11 +115,85 @@ fn client_of_mptcp_is_only_reported_in_observe_mode() {
     assert_eq!(record.action(), Some(3), "{}", record.line);
 }
 
+/// Both sides speak SMC, and neither has a device for it. The client's kernel says so in SMC's own words, on the TCP
+/// connection and before anything else; with a device, its proposal would begin with the same bytes (RFC 7609
+/// appendix A).
+#[test]
+#[ignore = "needs CONFIG_SMC, which kernels of the VMs have"]
+fn clients_of_a_listener_of_smc_are_judged_or_refused() {
+    let net = Net::new().unwrap();
+    let listener = TcpListener::from(smc(&net.db));
+    sockopt::set_socket_reuseaddr(&listener, true).unwrap();
+    bind(&listener, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 3306)).unwrap();
+    listen(&listener, 64).unwrap();
+    let server = activated(&net.db, &listener);
+    let to = server.at(net.app.db_v4());
+    for (mode, lets_in) in [("observe", true), ("enforce", false)] {
+        let agent = Agent::start(&format!("mode = \"{mode}\"")).unwrap();
+        let alarm = await_alarm(&agent, "smc");
+        assert_eq!(alarm["pid"], server.pid(), "{alarm}");
+        assert_eq!(alarm["found"], "0.0.0.0:3306 listens by SMC", "{alarm}");
+
+        // A client of TCP is one as any other.
+        let mark = evidence::mark(&server).unwrap();
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        let answer = raw.receive().unwrap();
+        let number = answer.error().map(|error| error.number);
+        assert_eq!(number, (!lets_in).then_some(REFUSED), "{answer:?}");
+        assert_eq!(answer.is_ok(), lets_in, "{answer:?}");
+        drop(raw);
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&ssl_request()).unwrap();
+        let mut tls = raw.into_tls().unwrap();
+        tls.send(&server.open_login().packet_over_tls()).unwrap();
+        assert!(tls.receive().unwrap().is_ok());
+        drop(tls);
+
+        // One of SMC falls back to TCP where its word passes. The gate keeps it, so that its peer gives it up.
+        let client = smc(&net.app);
+        connect(&client, &to).unwrap();
+        let port = local_port(&client);
+        let mut raw = Raw::over(client.into()).unwrap();
+        if lets_in {
+            raw.greeting().unwrap();
+            raw.send(&server.open_login().packet_41()).unwrap();
+            assert!(raw.receive().unwrap().is_ok());
+        } else {
+            let end = raw.receive().unwrap();
+            assert!(matches!(end, Next::Closed | Next::Reset), "{end:?}");
+        }
+        drop(raw);
+        let record = agent
+            .await_record("the session of SMC", |it| it.source_port() == Some(port))
+            .unwrap();
+        let line = &record.line;
+        assert_eq!(record.text("/unmapped/reason"), "not-a-login", "{line}");
+        let verdict = if lets_in { "would_deny" } else { "denied" };
+        assert_eq!(record.text("/unmapped/verdict"), verdict, "{line}");
+        evidence::await_no_connection(&server).unwrap();
+        let logins = evidence::logins(&server, OPEN_USER, mark).unwrap();
+        assert_eq!(logins.len(), if lets_in { 3 } else { 1 }, "{logins:?}");
+    }
+}
+
+fn local_port(socket: &OwnedFd) -> u64 {
+    let local = getsockname(socket).unwrap();
+    SocketAddr::try_from(local).unwrap().port().into()
+}
+
+fn smc(host: &Host) -> OwnedFd {
+    /// `AF_SMC` of `<linux/socket.h>`.
+    const AF_SMC: AddressFamily = AddressFamily::from_raw(43);
+    let make = || socket_with(AF_SMC, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    host.run(make).unwrap().expect("a kernel with CONFIG_SMC")
+}
+
 /// The kernel falls back to TCP, so it is a client as any other.
 #[test]
 fn client_of_mptcp_passes_with_tls_on_a_listener_of_tcp() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         assert_eq!(alarms(&agent), [Value::Null; 0]);

@@ -3,16 +3,21 @@
 
 #![cfg(test)]
 
+use std::fs;
+use std::net::IpAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
+use musttls_tests::certs::Certs;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
 use musttls_tests::mysqlx::start_tls;
 use musttls_tests::netns::{Host, Net};
+use musttls_tests::place::{Scratch, output};
 use musttls_tests::raw::{Next, Raw};
-use musttls_tests::server::{Options, Product, Server, USER};
+use musttls_tests::server::{Options, PASSWORD, Product, Server, USER};
 use musttls_tests::tcp::{ACK, Opening, Segment, Stack};
 use musttls_tests::tls::TlsClient;
 use musttls_tests::wait::{self, PATIENCE};
@@ -75,7 +80,7 @@ fn refused(agent: &Agent, raw: &Raw) -> Record {
 #[test]
 fn every_client_shows_the_alert_of_a_refusal_before_the_server_answers() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(REQUIRE_1_3).unwrap();
         let mark = evidence::mark(&server).unwrap();
@@ -118,7 +123,7 @@ fn every_client_shows_the_alert_of_a_refusal_before_the_server_answers() {
 #[test]
 fn every_client_shows_the_alert_of_a_refusal_at_the_server_hello() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let options = Options::new(product).with("--tls-version=TLSv1.2");
         let server = Server::start(&net.db, &options).unwrap();
         let agent = Agent::start(REQUIRE_1_3).unwrap();
@@ -167,7 +172,7 @@ fn every_client_shows_the_alert(net: &Net, server: &Server, tls: Tls) -> usize {
 #[test]
 fn offer_is_read_in_every_cut() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(REQUIRE_1_3).unwrap();
         let mut refusals = 0;
@@ -223,7 +228,7 @@ fn offer_is_read_in_every_cut() {
 #[test]
 fn long_offers_and_hello_retry_requests_pass() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(REQUIRE_1_3).unwrap();
         for client in [
@@ -251,7 +256,7 @@ fn long_offers_and_hello_retry_requests_pass() {
 #[test]
 fn contradicting_offers_end_at_the_server_hello() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let to = server.at(net.app.db_v4());
         let mut stack = Stack::new(&net.app, &net.db, to).unwrap();
@@ -303,7 +308,7 @@ fn contradicting_offers_end_at_the_server_hello() {
 #[test]
 fn refused_cipher_suites_are_refused_at_the_server_hello() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let policy = format!("{ENFORCE}\nrefused_ciphers = [{ALL_OF_1_2}]");
         let agent = Agent::start(&policy).unwrap();
@@ -357,7 +362,7 @@ fn refused_cipher_suites_are_refused_at_the_server_hello() {
 #[test]
 fn offer_of_nothing_but_refused_cipher_suites_gets_its_alert_at_once() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let policy = format!("{ENFORCE}\nrequire = \"tls1.2\"\nrefused_ciphers = [{ALL_OF_1_2}]");
         let agent = Agent::start(&policy).unwrap();
@@ -380,7 +385,7 @@ fn offer_of_nothing_but_refused_cipher_suites_gets_its_alert_at_once() {
 fn refusals_cost_the_server_what_its_own_cost() {
     const LIMIT: u64 = 5;
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         for own in [true, false] {
             let options = Options::new(product).with(&format!("--max-connect-errors={LIMIT}"));
             let options = if own {
@@ -429,7 +434,7 @@ fn refusals_cost_the_server_what_its_own_cost() {
 #[test]
 fn observe_mode_changes_nothing_and_reports() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start("mode = \"observe\"\nrequire = \"tls1.3\"").unwrap();
         for (client, version) in [
@@ -497,7 +502,7 @@ fn observed_floor_passes_and_reports() {
 #[test]
 fn exception_from_tls_is_one_from_its_floor() {
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         for tls_1_2_only in [false, true] {
             let options = Options::new(product);
             let options = if tls_1_2_only {
@@ -582,7 +587,7 @@ fn while_half_a_server_hello_is_out_nothing_of_the_client_passes() {
     /// Record header, handshake header, version, and most of the random.
     const HALF: usize = 40;
     let net = Net::new().unwrap();
-    for product in Product::ALL {
+    for product in Product::all() {
         let server = Server::start(&net.db, &Options::new(product)).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         let mut stack = Stack::new(&net.app, &net.db, server.at(net.app.db_v4())).unwrap();
@@ -620,5 +625,118 @@ fn while_half_a_server_hello_is_out_nothing_of_the_client_passes() {
         stack.pump(Duration::from_millis(300)).unwrap();
         assert_ne!(acknowledged(&stack), len.cast_unsigned(), "{product:?}");
         stack.abort(local).unwrap();
+    }
+}
+
+/// OpenSSL signs and verifies in TLS 1.0 and 1.1 at security level 0 only, which both sides are told.
+const LEVEL_0: &str = "--ssl-cipher=DEFAULT:@SECLEVEL=0";
+/// For the client, whose library otherwise takes nothing below TLS 1.2 on Debian.
+const OPENSSL_CONF: &str = "\
+openssl_conf = all
+[all]
+ssl_conf = ssl
+[ssl]
+system_default = old
+[old]
+MinProtocol = TLSv1
+CipherString = DEFAULT@SECLEVEL=0
+";
+
+/// MariaDB's client, which offers `versions` and is let in: what the server says of its session. Or why it is not.
+fn old_login(net: &Net, to: IpAddr, server: &Server, versions: &str) -> Result<String, String> {
+    let directory = Scratch::new().unwrap();
+    let conf = directory.join("openssl.cnf");
+    fs::write(&conf, OPENSSL_CONF).unwrap();
+    let mut command = Command::new("mariadb");
+    command.env("OPENSSL_CONF", conf).args([
+        "--no-defaults".to_owned(),
+        "--protocol=TCP".to_owned(),
+        format!("--host={to}"),
+        format!("--port={}", server.port()),
+        format!("--user={USER}"),
+        format!("--password={PASSWORD}"),
+        "--ssl".to_owned(),
+        format!("--ssl-ca={}", Certs::new().unwrap().ca.display()),
+        LEVEL_0.to_owned(),
+        format!("--tls-version={versions}"),
+        "--batch".to_owned(),
+        "--skip-column-names".to_owned(),
+        "--execute=SHOW STATUS LIKE 'Ssl_version'".to_owned(),
+    ]);
+    let said = net.app.run(|| output(&mut command)).unwrap();
+    said.map(|text| text.trim().replace("Ssl_version\t", ""))
+        .map_err(|error| format!("{error:#}"))
+}
+
+/// Real sessions of TLS 1.0 and 1.1, with the server's and the client's own libraries. The clients of the other tests
+/// cannot be told to make them, nor can MySQL 9.7.
+#[test]
+fn tls_1_0_and_1_1_are_below_the_floor_of_1_2() {
+    let net = Net::new().unwrap();
+    for (known, at_the_server_hello) in [
+        ("TLSv1.0,TLSv1.1,TLSv1.2,TLSv1.3", false),
+        // It knows nothing better, so that it is its answer that is refused.
+        ("TLSv1.0,TLSv1.1", true),
+    ] {
+        let options = Options::new(Product::MariaDb)
+            .with(LEVEL_0)
+            .with(&format!("--tls-version={known}"));
+        let server = Server::start(&net.db, &options).unwrap();
+        let agent = Agent::start(&format!("{ENFORCE}\nobserve = \"tls1.2\"")).unwrap();
+        let offers = [("TLSv1.0", "TLSv1"), ("TLSv1.1", "TLSv1.1")];
+        for (offered, version) in offers {
+            for to in [net.app.db_v4(), net.app.db_v6()] {
+                let said = old_login(&net, to, &server, offered);
+                assert_eq!(said.as_deref(), Ok(version));
+            }
+            let record = agent
+                .await_record("the session", |it| it.tls_version() == offered)
+                .unwrap();
+            let line = &record.line;
+            assert_eq!(record.text("/unmapped/verdict"), "allowed", "{line}");
+            assert_eq!(record.text("/unmapped/would_refuse"), "tls1.2", "{line}");
+        }
+        assert_eq!(agent.outcome("secure").unwrap(), 4);
+
+        let mark = evidence::mark(&server).unwrap();
+        agent
+            .set_policy(&format!("{ENFORCE}\nrequire = \"tls1.2\""))
+            .unwrap();
+        let mut refused = 0;
+        for (offered, version) in offers {
+            let offered = if at_the_server_hello && version == "TLSv1.1" {
+                "TLSv1.1,TLSv1.2,TLSv1.3"
+            } else {
+                offered
+            };
+            for to in [net.app.db_v4(), net.app.db_v6()] {
+                let said = old_login(&net, to, &server, offered).unwrap_err();
+                assert!(said.contains("tlsv1 alert protocol version"), "{said}");
+                refused += 1;
+            }
+        }
+        let records = agent
+            .await_records("the refusals", refused, Record::is_denied)
+            .unwrap();
+        for record in &records {
+            let line = &record.line;
+            assert_eq!(record.text("/unmapped/reason"), "tls-below-floor", "{line}");
+            assert_eq!(record.text("/unmapped/floor"), "tls1.2", "{line}");
+            assert_eq!(record.text("/status_code"), "alert 70", "{line}");
+        }
+        let offers: Vec<_> = records
+            .iter()
+            .map(|record| record.text("/unmapped/tls/offered"))
+            .collect();
+        let second = if at_the_server_hello { "1.3" } else { "1.1" };
+        assert_eq!(offers, ["1.0", "1.0", second, second]);
+        evidence::await_no_connection(&server).unwrap();
+        assert_eq!(evidence::logins(&server, USER, mark).unwrap(), [""; 0]);
+        // Who can do better is let in by a server that can.
+        if !at_the_server_hello {
+            let raw = greeted(&server, &net.app);
+            let best = TlsClient::new().unwrap();
+            assert_eq!(version_of_login(&server, raw, &best), "TLSv1.3");
+        }
     }
 }
