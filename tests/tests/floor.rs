@@ -711,7 +711,12 @@ fn tls_1_0_and_1_1_are_below_the_floor_of_1_2() {
             };
             for to in [net.app.db_v4(), net.app.db_v6()] {
                 let said = old_login(&net, to, &server, offered).unwrap_err();
-                assert!(said.contains("tlsv1 alert protocol version"), "{said}");
+                // Behind the server's flight, one that takes long over its answer finds the connection reset.
+                let is_late = at_the_server_hello && said.contains("Connection reset by peer");
+                assert!(
+                    is_late || said.contains("tlsv1 alert protocol version"),
+                    "{said}"
+                );
                 refused += 1;
             }
         }

@@ -251,7 +251,9 @@ fn exception_ends_on_time_without_a_reload() {
     let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
     // A whole second, as the file has it.
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let end = UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs() + 6);
+    let end = UNIX_EPOCH
+        + Duration::from_secs(since_epoch.as_secs())
+        + wait::here(Duration::from_secs(6));
     let policy = exception("source = [\"10.77.0.0/16\"]", &utc(end));
     let agent = Agent::start(&policy).unwrap();
     let login = Login::new(&server, &net.app, Tls::Off);
