@@ -92,7 +92,10 @@ fn seed_and_sessions() -> (u64, usize) {
 #[test]
 fn no_random_attempt_gets_a_login_in() {
     let (seed, sessions) = seed_and_sessions();
-    for share in Share::GREETED.iter().filter(|it| it.product.is_under_test()) {
+    for share in Share::GREETED
+        .iter()
+        .filter(|it| it.product.is_under_test())
+    {
         attack(share, seed, sessions.div_ceil(Share::GREETED.len()));
     }
 }
