@@ -50,6 +50,7 @@ pub(crate) enum Concluded {
 pub(crate) struct Early {
     pub(crate) headers: Headers,
     client_addr: [u8; 16],
+    pub(crate) listener_cookie: u64,
     /// Sequence number of the segment.
     pub(crate) seq: u32,
     /// Where its TCP header is in the packet.
@@ -61,8 +62,9 @@ pub(crate) struct Early {
     rule: u16,
     reason: u8,
     flags_high: u8,
-    /// A [`Concluded`], of a segment that has passed; and of one that is still looked at.
+    /// A [`Concluded`] of a segment that has passed.
     concluded: u8,
+    /// A [`Concluded`] of one that is still looked at.
     wanted: u8,
 }
 
@@ -233,6 +235,7 @@ pub(crate) fn take_over(record: &mut SocketRecord, seq: u32, len: u32) {
     early.forget();
     let is_same = early.seq == seq
         && seq == record.client_base
+        && early.listener_cookie == record.listener_cookie
         && scratch.segment.len == len
         && early.client_port == record.endpoints.client_port
         && early.client_addr == record.endpoints.client_addr;

@@ -52,7 +52,7 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
             if state == BPF_TCP_LISTEN {
                 listener(ctx, sk, record)
             } else {
-                without_session(record)
+                without_session(ctx, record)
             }
         }
         Phase::Denied => denied(ctx),
@@ -74,10 +74,22 @@ fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock)
         emit::count_hold(Hold::NoRecord);
         return Verdict::Hold(Hold::NoRecord).action(policy::mode(known.server));
     };
-    record.endpoints.server = known.server;
-    record.class = known.class;
     record.abi = musttls_common::ABI_VERSION;
     listener(ctx, sk, record)
+}
+
+/// What a listener is: by its port if that is covered, which may have changed since the last packet; else by its record.
+#[inline(always)]
+fn class_of(sk: *mut aya_ebpf::bindings::bpf_sock, record: &mut SocketRecord) -> ListenerClass {
+    // SAFETY: `sk` is not null, and the verifier checks the read.
+    let port = unsafe { (*sk).src_port };
+    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
+    if let Some(known) = unsafe { PORTS.get(port) } {
+        record.endpoints.server = known.server;
+        record.class = known.class;
+        record.learned = 0;
+    }
+    session::resolve(record)
 }
 
 /// A packet for a listening socket: SYN, or the third ACK of the handshake. Payload is delivered before the session
@@ -88,7 +100,12 @@ fn listener(
     sk: *mut aya_ebpf::bindings::bpf_sock,
     record: &mut SocketRecord,
 ) -> Action {
-    let class = session::resolve(record);
+    let scratch = SCRATCH.get_ptr_mut(0);
+    if let Some(scratch) = scratch {
+        // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+        unsafe { (*scratch).early.forget() };
+    }
+    let class = class_of(sk, record);
     if class == ListenerClass::Other {
         // From here on its sessions cost nothing.
         SOCKETS.delete(sk.cast());
@@ -102,12 +119,11 @@ fn listener(
         return Action::Pass;
     }
     let mode = policy::mode(record.endpoints.server);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let Some(scratch) = scratch else {
         return held(Hold::NoRecord, mode);
     };
-    // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
+    // SAFETY: as above.
     let scratch = unsafe { &mut *scratch };
-    scratch.early.forget();
     match tcp {
         Ok(tcp) if tcp.is_urgent() => held(Hold::Urgent, mode),
         Ok(tcp) if class == ListenerClass::Classic && early::may_be(&tcp) => {
@@ -121,6 +137,7 @@ fn listener(
             scratch.header_at = 0;
             scratch.early.tcp = tcp.header;
             scratch.early.seq = tcp.seq;
+            scratch.early.listener_cookie = record.listener_cookie;
             go_on(ctx, record, &INGRESS, INGRESS_THIRD_ACK)
         }
         Ok(_) => held(Hold::NotEstablished, mode),
@@ -130,12 +147,21 @@ fn listener(
 
 /// A connected socket whose record is still its listener's: `sock_ops` did not run for it.
 #[inline(always)]
-fn without_session(record: &SocketRecord) -> Action {
+fn without_session(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
     match ListenerClass::from_u8(record.class) {
         ListenerClass::Classic | ListenerClass::X => {
             held(Hold::NoRecord, policy::mode(record.endpoints.server))
         }
-        ListenerClass::Pending | ListenerClass::Other => Action::Pass,
+        ListenerClass::Pending => {
+            // It is about to run, on another CPU: should the server greet, nobody has judged this segment.
+            let is_empty = packet::tcp(ctx).is_ok_and(|tcp| tcp.payload_len == 0);
+            if !is_empty {
+                record.client_spoke = 1;
+                record.unjudged = 1;
+            }
+            Action::Pass
+        }
+        ListenerClass::Other => Action::Pass,
     }
 }
 

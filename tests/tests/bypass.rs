@@ -63,6 +63,33 @@ fn client_of_tcp_is_judged_on_a_listener_of_mptcp() {
     }
 }
 
+/// A session was opened before: the listener's record is as old as that.
+#[test]
+fn settings_of_a_listener_that_is_covered_by_port_change_by_reload() {
+    let net = Net::new().unwrap();
+    for agent_first in [false, true] {
+        let early = agent_first.then(|| Agent::start("mode = \"observe\"").unwrap());
+        let listener = mptcp_listener(&net.db);
+        let server = activated(&net.db, &listener);
+        let agent = early.unwrap_or_else(|| Agent::start("mode = \"observe\"").unwrap());
+        await_alarm(&agent, "mptcp");
+        let login = || {
+            let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+            raw.send(&server.open_login().packet_41()).unwrap();
+            raw.receive().unwrap()
+        };
+        assert!(login().is_ok());
+        let orders = "mode = \"observe\"\n[[server]]\nname = \"orders\"\nports = [3306]\n";
+        agent
+            .set_policy(&format!("{orders}mode = \"enforce\""))
+            .unwrap();
+        let number = login().error().map(|error| error.number);
+        assert_eq!(number, Some(REFUSED), "agent first: {agent_first}");
+        agent.set_policy(orders).unwrap();
+        assert!(login().is_ok());
+    }
+}
+
 /// What the kernel makes of a stream over several connections, or of one that its client maps elsewhere, no segment
 /// tells. So no login gets in, whatever it looks like.
 #[test]
