@@ -5,6 +5,7 @@
 //! | wall clock | Unix time, UTC; may be set | no | audit records, exceptions of the file |
 //! | `CLOCK_MONOTONIC` | ns since boot (`bpf_ktime_get_ns`) | yes | events of the gate |
 //! | `CLOCK_BOOTTIME` | ns since boot (`bpf_ktime_get_boot_ns`) | no | end times in the policy tables |
+//! | `CLOCK_THREAD_CPUTIME_ID` | ns of CPU of this thread | yes | the share of a CPU that looks may take |
 //!
 //! Deadlines within the agent are `std::time::Instant`, taken where they are set.
 
@@ -35,6 +36,12 @@ pub fn boottime() -> Duration {
 #[must_use]
 pub fn boottime_ns() -> u64 {
     u64::try_from(boottime().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The CPU that this thread has used.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    read(ClockId::ThreadCPUTime)
 }
 
 /// How long ago an event of the gate was: `ktime_ns` is `CLOCK_MONOTONIC` in nanoseconds. Zero for one in the

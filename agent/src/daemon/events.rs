@@ -12,10 +12,11 @@
 //! | SIGTERM, SIGINT | end |
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use super::Daemon;
 use super::reload::Compiled;
@@ -26,8 +27,8 @@ use crate::refusal::Report;
 
 /// How often servers are looked for that did not announce themselves by listening.
 const REFRESH: Duration = Duration::from_secs(1);
-/// The look pauses this many times as long as it took: on a server with many descriptors it takes at most two
-/// percent of a CPU.
+/// The look pauses this many times as long as it took of a CPU, however long it had to wait for one: on a server with
+/// many descriptors it takes at most two percent.
 const REFRESH_SHARE: u32 = 50;
 /// The same after listeners were named: who listens again and again takes at most a tenth of a CPU.
 const NAMING_SHARE: u32 = 10;
@@ -77,9 +78,9 @@ impl Daemon {
                 }
                 ready = self.listens.readable_mut(), if !named => {
                     ready.context("wait for the ring of listeners")?.clear_ready();
-                    let began = Instant::now();
+                    let began = clock::thread_cpu();
                     self.name_listeners();
-                    naming.as_mut().reset(tokio::time::Instant::now() + began.elapsed() * NAMING_SHARE);
+                    naming.as_mut().reset(Instant::now() + (clock::thread_cpu() - began) * NAMING_SHARE);
                     named = true;
                 }
                 () = &mut naming, if named => named = false,
@@ -100,11 +101,11 @@ impl Daemon {
                 }
                 _ = signals.reopen.recv() => self.recorder.reopen(),
                 () = &mut refresh => {
-                    let began = Instant::now();
+                    let began = clock::thread_cpu();
                     self.refresh();
                     self.poll_unix();
-                    let pause = REFRESH.max(began.elapsed() * REFRESH_SHARE);
-                    refresh.as_mut().reset(tokio::time::Instant::now() + pause);
+                    let pause = REFRESH.max((clock::thread_cpu() - began) * REFRESH_SHARE);
+                    refresh.as_mut().reset(Instant::now() + pause);
                 }
                 _ = tick.tick() => self.tick(),
             }
