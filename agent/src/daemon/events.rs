@@ -80,7 +80,7 @@ impl Daemon {
                     ready.context("wait for the ring of listeners")?.clear_ready();
                     let began = clock::thread_cpu();
                     self.name_listeners();
-                    naming.as_mut().reset(Instant::now() + (clock::thread_cpu() - began) * NAMING_SHARE);
+                    naming.as_mut().reset(Instant::now() + clock::thread_cpu().saturating_sub(began) * NAMING_SHARE);
                     named = true;
                 }
                 () = &mut naming, if named => named = false,
@@ -104,7 +104,7 @@ impl Daemon {
                     let began = clock::thread_cpu();
                     self.refresh();
                     self.poll_unix();
-                    let pause = REFRESH.max((clock::thread_cpu() - began) * REFRESH_SHARE);
+                    let pause = REFRESH.max(clock::thread_cpu().saturating_sub(began) * REFRESH_SHARE);
                     refresh.as_mut().reset(Instant::now() + pause);
                 }
                 _ = tick.tick() => self.tick(),
