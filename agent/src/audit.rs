@@ -15,7 +15,7 @@ pub mod sink;
 
 use std::time::Instant;
 
-use record::{Identity, Loss, Session};
+use record::{Gap, Identity, Loss, Session};
 use sink::{AuditSink, SinkError, Stats};
 
 /// Numbers the records of this process and writes them.
@@ -49,6 +49,13 @@ impl AuditLog {
     pub fn loss(&mut self, loss: &Loss<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(loss.time_ms, now, |identity, sequence| {
             record::loss(identity, loss, sequence)
+        })
+    }
+
+    /// Writes that the gate went on judging while no agent ran.
+    pub fn gap(&mut self, gap: &Gap<'_>, now: Instant) -> Result<(), SinkError> {
+        self.number(gap.until_ms, now, |identity, sequence| {
+            record::gap(identity, gap, sequence)
         })
     }
 

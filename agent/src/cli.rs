@@ -50,6 +50,8 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Take off a gate that stays on without an agent; stop the agent first
+    Disarm,
     /// Work with configuration files
     Config {
         /// What to do with it.

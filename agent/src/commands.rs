@@ -10,6 +10,8 @@ use crate::cli::{Command, ConfigCommand, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json};
 use crate::control::{self, Answer, NotRunning};
+use crate::daemon::lock;
+use crate::datapath::{Pins, pins};
 use crate::{clock, daemon, doctor, scan};
 
 /// Carries out a command.
@@ -50,6 +52,7 @@ pub fn run(command: Command) -> Result<Exit> {
             command: ConfigCommand::Check { file },
         } => check(&file),
         Command::Reload { control } => reload(&control.socket),
+        Command::Disarm => disarm(),
     }
 }
 
@@ -96,6 +99,12 @@ fn ask(socket: &Path, command: control::Command) -> Result<Option<Answer>> {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.is::<NotRunning>() => {
             complain(&format!("error: {error:#}"));
+            if Pins::find().is_ok_and(|pins| pins.is_some()) {
+                complain(
+                    "The gate is on all the same: it goes on by the last policy, and refused clients get no answer. \
+                     Start an agent; or take it off: musttls disarm",
+                );
+            }
             Ok(None)
         }
         Err(error) => Err(error),
@@ -116,6 +125,18 @@ fn status(socket: &Path, json: bool) -> Result<Exit> {
         Some(Answer::Error { error }) => bail!("{error}"),
         Some(other) => bail!("the agent answered {other:?} to a question for its status"),
     }
+}
+
+fn disarm() -> Result<Exit> {
+    // While it is held, no agent starts.
+    let _lock = lock::take(Path::new(lock::PATH))?;
+    let said = if pins::disarm()? {
+        "the gate is off: plaintext logins pass from now on\n"
+    } else {
+        "no gate was on\n"
+    };
+    print(said)?;
+    Ok(Exit::Ok)
 }
 
 fn reload(socket: &Path) -> Result<Exit> {

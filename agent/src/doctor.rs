@@ -201,11 +201,11 @@ fn cgroup_root() -> Result<String> {
 }
 
 fn programs() -> Result<String> {
-    Loaded::new().map(|_| "the verifier accepts them".to_owned())
+    Loaded::new(None).map(|_| "the verifier accepts them".to_owned())
 }
 
 fn unix_probe() -> Result<String> {
-    match Loaded::new()?.unix_probe() {
+    match Loaded::new(None)?.unix_probe() {
         UnixProbe::Kernel => Ok("each connection is reported".to_owned()),
         UnixProbe::Polling(why) => Err(why.into()),
     }

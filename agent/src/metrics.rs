@@ -221,7 +221,7 @@ impl Metrics {
                 total(counter::hold(hold)),
             );
         }
-        for server in server_indices(config) {
+        for server in config.indices() {
             for outcome in Outcome::ALL {
                 let labels = [
                     ("server", config.server_name(server).to_owned()),
@@ -283,7 +283,7 @@ impl Metrics {
             .get_or_create(&one("version", &version.to_string()))
             .set(1);
         self.policy_mode.clear();
-        for server in server_indices(config) {
+        for server in config.indices() {
             for mode in [Mode::Observe, Mode::Enforce] {
                 let labels = [
                     ("server", config.server_name(server).to_owned()),
@@ -371,11 +371,6 @@ fn one(name: &'static str, value: &str) -> Labels<1> {
 
 fn store(counter: &Counter, value: u64) {
     counter.inner().store(value, Ordering::Relaxed);
-}
-
-/// The entries of the table of servers that `config` uses.
-fn server_indices(config: &Config) -> std::ops::RangeInclusive<u16> {
-    0..=u16::try_from(config.servers.len()).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]

@@ -321,14 +321,15 @@ mod tests {
     }
 
     fn config(exceptions: Vec<Exception>) -> Config {
-        let server = |name: &str, mode| ServerConfig {
+        let server = |name: &str, mode, index| ServerConfig {
             name: name.to_owned(),
             ports: vec![],
             mode,
             tls: OwnTls::default(),
+            index,
         };
         Config {
-            servers: vec![server("a", Some(Mode::Enforce)), server("b", None)],
+            servers: vec![server("a", Some(Mode::Enforce), 1), server("b", None, 2)],
             exceptions,
             ..Config::default()
         }

@@ -18,6 +18,9 @@ pub struct Status {
     pub started_ms: i64,
     /// The policy in force.
     pub policy: Policy,
+    /// Why the gate ends with the agent; none if it outlives it.
+    #[serde(default)]
+    pub ends_with_agent: Option<String>,
     /// How much of what there is is covered.
     pub coverage: Coverage,
     /// Ways by which bytes reach servers without passing the gate.
@@ -172,6 +175,14 @@ impl fmt::Display for Status {
         )?;
         if let Some(error) = &self.policy.rejected {
             writeln!(f, "          the last reload was rejected: {error}")?;
+        }
+        if let Some(why) = &self.ends_with_agent {
+            writeln!(f, "gate      ends with the agent: {why}")?;
+        } else {
+            writeln!(
+                f,
+                "gate      stays on without the agent (musttls disarm takes it off)"
+            )?;
         }
         writeln!(
             f,

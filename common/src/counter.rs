@@ -78,6 +78,16 @@ pub enum Global {
     LostListens = 14,
 }
 
+/// How far the agent has taken notice of the counters: value of the map `TOLD`, which the next agent reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Mark {
+    /// When it did, by `CLOCK_BOOTTIME`; 0 for never.
+    pub boottime_ns: u64,
+    /// The counters, summed over the CPUs.
+    pub counters: [u64; COUNTERS],
+}
+
 /// Number of counters: the global ones, then [`Outcome::ALL`] for each server, then [`below_observed`] for each.
 pub const COUNTERS: usize = BELOW_OBSERVED_BASE + MAX_SERVERS;
 /// Index of the first outcome counter.

@@ -1,5 +1,6 @@
 //! User space only: which types may be copied to and from maps as bytes.
 
+use crate::counter::{COUNTERS, Mark};
 use crate::event::{Event, UnixPeer};
 use crate::policy::{PolicyRoot, RuleSet, RuleTimes, ServerPolicy, SlotAddress, SlotUser, UserKey};
 use crate::session::{Listener, SocketRecord};
@@ -17,6 +18,7 @@ macro_rules! pod {
 pod! {
     Event = 8 + 8 + 8 + 40 + 4 + 4 + 2 + 2 + 2 + 2 + 4 + 6 + 2 + 20 + 2 + 2 + 4,
     Listener = 2 + 1 + 1 + 4,
+    Mark = 8 + 8 * COUNTERS,
     PolicyRoot = 128 + 4 + 2 + 1 + 1,
     RuleSet = 128,
     RuleTimes = 8,

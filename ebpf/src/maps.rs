@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
-use musttls_common::counter::COUNTERS as COUNTER_COUNT;
+use musttls_common::counter::{COUNTERS as COUNTER_COUNT, Mark};
 use musttls_common::event::{Event, Login};
 use musttls_common::judge::Segment;
 use musttls_common::policy::{
@@ -180,6 +180,12 @@ pub(crate) static SESSIONS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
 /// Writer: all programs. Reader: agent. 8 bytes an entry and CPU.
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
+
+/// How far agents have taken notice of the counters: what happened since is told by the next one.
+///
+/// Writer and reader: agent.
+#[btf_map]
+pub(crate) static TOLD: Array<Mark, 1> = Array::new();
 
 /// A record being made: too large for the stack.
 #[repr(C)]

@@ -67,10 +67,16 @@ impl Home {
         &self.audit
     }
 
-    /// Writes the configuration: `policy`, then the paths of this directory.
+    /// Writes the configuration: `policy`, then the paths of this directory. Unless the policy says otherwise, the gate
+    /// ends with the agent.
     pub fn configure(&self, policy: &str) -> Result<()> {
+        let persist = if policy.contains("persist") {
+            ""
+        } else {
+            "persist = false\n"
+        };
         let text = format!(
-            "{policy}\n[audit]\npath = \"{}\"\n[control]\nsocket = \"{}\"\n",
+            "{persist}{policy}\n[audit]\npath = \"{}\"\n[control]\nsocket = \"{}\"\n",
             self.audit.display(),
             self.control().display()
         );
@@ -83,6 +89,18 @@ impl Home {
         self.command(args)?
             .output()
             .with_context(|| format!("run musttls {args:?}"))
+    }
+
+    /// `musttls disarm`; what it said.
+    pub fn disarm(&self) -> Result<String> {
+        let output = self.musttls(&["disarm"])?;
+        ensure!(
+            output.status.success(),
+            "musttls disarm ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).context("what musttls disarm said")
     }
 
     fn notify(&self) -> PathBuf {
@@ -349,6 +367,9 @@ impl Drop for Agent {
         };
         if let Err(error) = ended.or_else(|_| self.kill()) {
             eprintln!("cannot end the agent, process {}: {error:#}", self.pid());
+        }
+        if let Err(error) = self.home.disarm() {
+            eprintln!("the gate stays on: {error:#}");
         }
     }
 }

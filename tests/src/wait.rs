@@ -1,10 +1,13 @@
 //! Waiting for a condition, never for a time.
 
+use std::process::Command;
 use std::sync::LazyLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::place;
 
 /// Long enough for any step on a busy machine with two cores; only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,4 +57,16 @@ pub fn until_true(
     mut look: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
     until(what, deadline, || Ok(look()?.then_some(())))
+}
+
+/// As TOML writes a point in time; `date` knows the calendar.
+pub fn utc(time: SystemTime) -> Result<String> {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .context("a time before 1970")?
+        .as_secs();
+    let mut date = Command::new("date");
+    date.args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"])
+        .arg(format!("--date=@{seconds}"));
+    Ok(place::output(&mut date)?.trim().to_owned())
 }

@@ -2,7 +2,6 @@
 
 #![cfg(test)]
 
-use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use musttls_tests::agent::Agent;
@@ -254,7 +253,7 @@ fn exception_ends_on_time_without_a_reload() {
     let end = UNIX_EPOCH
         + Duration::from_secs(since_epoch.as_secs())
         + wait::here(Duration::from_secs(6));
-    let policy = exception("source = [\"10.77.0.0/16\"]", &utc(end));
+    let policy = exception("source = [\"10.77.0.0/16\"]", &wait::utc(end).unwrap());
     let agent = Agent::start(&policy).unwrap();
     let login = Login::new(&server, &net.app, Tls::Off);
     assert!(Client::PyMySql.login(&net.app, &login).unwrap().is_in());
@@ -275,18 +274,6 @@ fn exception(what: &str, expires: &str) -> String {
         "{ENFORCE}\n[[exception]]\nname = \"legacy-etl\"\n{what}\nexpires = {expires}\n\
          owner = \"dba@example.com\"\nreason = \"MySQL 5.6 client, migration DB-812\"\n"
     )
-}
-
-/// As TOML writes a point in time; `date` knows the calendar.
-fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let mut date = Command::new("date");
-    date.args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"])
-        .arg(format!("--date=@{seconds}"));
-    musttls_tests::place::output(&mut date)
-        .unwrap()
-        .trim()
-        .to_owned()
 }
 
 /// What a server says instead of a greeting is its own affair: too many connections, a blocked

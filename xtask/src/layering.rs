@@ -96,7 +96,7 @@ const RULES: &[Rule] = &[
             "ebpf/src/",
             "agent/build.rs",
             "agent/src/datapath/mod.rs",
-            "agent/src/datapath/sockmap.rs",
+            "agent/src/datapath/sys.rs",
             "agent/src/datapath/tables.rs",
             "agent/src/refusal/mod.rs",
             "agent/src/socket.rs",

@@ -149,8 +149,12 @@ fn integration_tests(cache: &Cache, full: bool) -> Result<()> {
     ]);
     let mut cargo = for_tests(cargo, cache)?;
     if full {
-        for count in ["MUSTTLS_EVASION_SESSIONS", "MUSTTLS_TLS_LOGINS"] {
-            cargo = cargo.env(count, "100000");
+        for (times, count) in [
+            ("MUSTTLS_EVASION_SESSIONS", "100000"),
+            ("MUSTTLS_TLS_LOGINS", "100000"),
+            ("MUSTTLS_KILLS", "50"),
+        ] {
+            cargo = cargo.env(times, count);
         }
     }
     cargo.stream_tests()

@@ -14,8 +14,8 @@ use musttls_common::verdict::{Mode, Reason};
 use serde::Serialize;
 
 use super::shape::{
-    Actor, ActorUser, Device, Endpoint, LossRecord, LossUnmapped, Metadata, Named, Policy, Process,
-    Proxied as ProxiedShape, SessionRecord, Tls, Unmapped, User,
+    Actor, ActorUser, Device, Endpoint, GapRecord, GapUnmapped, LossRecord, LossUnmapped, Metadata,
+    Named, Policy, Process, Product, Proxied as ProxiedShape, SessionRecord, Tls, Unmapped, User,
 };
 use crate::cipher;
 use crate::config::{Floor, REQUIRE_TLS};
@@ -175,6 +175,21 @@ pub struct Loss<'s> {
     pub reason: &'s str,
 }
 
+/// A time in which the gate judged and no agent ran.
+#[derive(Clone, Debug)]
+pub struct Gap<'s> {
+    /// When the former agent noted the counters last, in milliseconds of Unix time.
+    pub since_ms: i64,
+    /// When this one took over.
+    pub until_ms: i64,
+    /// Name of the policy that judged: the path of its file.
+    pub policy_name: &'s str,
+    /// Its version.
+    pub policy_version: u32,
+    /// Sessions by outcome since then, by the gate's own count; those with none are left out.
+    pub sessions: BTreeMap<&'s str, u64>,
+}
+
 /// The line of a session, without its newline.
 #[must_use]
 pub fn session(identity: &Identity, session: &Session<'_>, sequence: u64) -> String {
@@ -202,6 +217,38 @@ pub fn loss(identity: &Identity, loss: &Loss<'_>, sequence: u64) -> String {
             schema_version: SCHEMA,
             lost: loss.lost,
             reason: loss.reason,
+        },
+    })
+}
+
+/// The line about a time without an agent, without its newline.
+#[must_use]
+pub fn gap(identity: &Identity, gap: &Gap<'_>, sequence: u64) -> String {
+    let seconds = gap.until_ms.saturating_sub(gap.since_ms).max(0) / 1000;
+    line(&GapRecord {
+        class_uid: 6002,
+        class_name: "Application Lifecycle",
+        category_uid: 6,
+        category_name: "Application Activity",
+        activity_id: 3,
+        activity_name: "Start",
+        type_uid: 600_203,
+        time: gap.until_ms,
+        start_time: gap.since_ms,
+        severity_id: 2,
+        severity: "Low",
+        message: format!("for {seconds} s no agent ran; the gate went on judging"),
+        app: Product::this(),
+        policy: Policy {
+            name: gap.policy_name,
+            version: gap.policy_version.to_string(),
+            is_applied: true,
+        },
+        device: Device::of(identity),
+        metadata: Metadata::of(identity, sequence, &["host", "security_control"]),
+        unmapped: GapUnmapped {
+            schema_version: SCHEMA,
+            sessions: &gap.sessions,
         },
     })
 }

@@ -143,15 +143,21 @@ pub(super) struct Product<'s> {
     pub(super) version: &'s str,
 }
 
+impl Product<'_> {
+    pub(super) const fn this() -> Self {
+        Self {
+            name: "musttls",
+            vendor_name: "musttls",
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
 impl<'s> Metadata<'s> {
     pub(super) fn of(identity: &'s Identity, sequence: u64, profiles: &'s [&'s str]) -> Self {
         Self {
             version: "1.8.0",
-            product: Product {
-                name: "musttls",
-                vendor_name: "musttls",
-                version: env!("CARGO_PKG_VERSION"),
-            },
+            product: Product::this(),
             profiles,
             log_name: "audit",
             uid: format!("{}/{sequence}", identity.run),
@@ -260,4 +266,31 @@ pub(super) struct LossUnmapped<'s> {
     pub(super) schema_version: u32,
     pub(super) lost: u64,
     pub(super) reason: &'s str,
+}
+
+#[derive(Serialize)]
+pub(super) struct GapRecord<'s> {
+    pub(super) class_uid: u32,
+    pub(super) class_name: &'s str,
+    pub(super) category_uid: u32,
+    pub(super) category_name: &'s str,
+    pub(super) activity_id: u32,
+    pub(super) activity_name: &'s str,
+    pub(super) type_uid: u32,
+    pub(super) time: i64,
+    pub(super) start_time: i64,
+    pub(super) severity_id: u32,
+    pub(super) severity: &'s str,
+    pub(super) message: String,
+    pub(super) app: Product<'s>,
+    pub(super) policy: Policy<'s>,
+    pub(super) device: Device<'s>,
+    pub(super) metadata: Metadata<'s>,
+    pub(super) unmapped: GapUnmapped<'s>,
+}
+
+#[derive(Serialize)]
+pub(super) struct GapUnmapped<'s> {
+    pub(super) schema_version: u32,
+    pub(super) sessions: &'s BTreeMap<&'s str, u64>,
 }

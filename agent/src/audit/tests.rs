@@ -1,4 +1,4 @@
-use super::record::{Endpoints, Outcome, Refusal, Transport, UnixPeer};
+use super::record::{Endpoints, Gap, Outcome, Refusal, Transport, UnixPeer};
 use super::*;
 use crate::config::AuditTarget;
 use crate::login::LoginDetails;
@@ -75,6 +75,26 @@ fn details() -> LoginDetails {
     }
 }
 
+fn gap() -> Gap<'static> {
+    Gap {
+        since_ms: 1_795_324_666_391,
+        until_ms: 1_795_324_678_391,
+        policy_name: "/etc/musttls/musttls.toml",
+        policy_version: 41,
+        sessions: [("seen", 9), ("secure", 8), ("denied", 1)].into(),
+    }
+}
+
+fn failed_tls() -> Transport<'static> {
+    Transport::Tls {
+        endpoints: endpoints(),
+        version: 0,
+        cipher: 0,
+        offered: 0,
+        floor: 0,
+    }
+}
+
 /// One record of each kind, by the heading it has on the page.
 fn samples() -> Vec<(&'static str, String)> {
     let details = details();
@@ -129,13 +149,6 @@ fn samples() -> Vec<(&'static str, String)> {
             Outcome::Denied,
         )
     };
-    let failed = Transport::Tls {
-        endpoints: endpoints(),
-        version: 0,
-        cipher: 0,
-        offered: 0,
-        floor: 0,
-    };
     let unix = Transport::Unix {
         path: Some("/run/mysqld/mysqld.sock"),
         peer: Some(UnixPeer {
@@ -151,6 +164,10 @@ fn samples() -> Vec<(&'static str, String)> {
     };
     vec![
         (
+            "A time without an agent",
+            record::gap(&identity(), &gap(), 1),
+        ),
+        (
             "TLS",
             record::session(&identity(), &session(tls, Outcome::Allowed), 184),
         ),
@@ -159,7 +176,7 @@ fn samples() -> Vec<(&'static str, String)> {
         ("Exception", record::session(&identity(), &excepted, 187)),
         (
             "Failed TLS handshake",
-            record::session(&identity(), &session(failed, Outcome::TlsFailed), 188),
+            record::session(&identity(), &session(failed_tls(), Outcome::TlsFailed), 188),
         ),
         (
             "Unix socket",

@@ -29,6 +29,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "require",
     "observe",
     "refused_ciphers",
+    "persist",
     "server",
     "exception",
     "audit",
@@ -135,6 +136,16 @@ impl Decoder<'_> {
             tls,
             servers,
             exceptions,
+            persist: root
+                .get("persist")
+                .and_then(|value| {
+                    self.boolean(
+                        "persist",
+                        value,
+                        "write true (the gate outlives the agent) or false",
+                    )
+                })
+                .unwrap_or(defaults.persist),
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
             metrics: self.metrics(root.get("metrics")),
             control: self
@@ -193,6 +204,7 @@ impl Decoder<'_> {
                 ports: own.unwrap_or_default(),
                 mode,
                 tls: self.tls(section, floor),
+                index: u16::try_from(index + 1).unwrap_or(0),
             });
         }
         servers

@@ -21,11 +21,13 @@ mod value;
 mod walk;
 
 use std::fmt;
+use std::iter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use musttls_common::policy::MAX_SERVERS;
 use musttls_common::verdict::Mode;
 
 pub use tls::{Floor, OwnTls, TlsPolicy};
@@ -60,6 +62,8 @@ pub struct Config {
     pub exceptions: Vec<Exception>,
     /// Peers whose PROXY protocol headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether the gate outlives the agent.
+    pub persist: bool,
     /// Where audit records go.
     pub audit: AuditTarget,
     /// Where metrics are served, if they are.
@@ -79,6 +83,9 @@ pub struct ServerConfig {
     pub mode: Option<Mode>,
     /// What it says about TLS itself.
     pub tls: OwnTls,
+    /// Its entry in the gate's table of servers, which is also that of its counters. 0 is for servers without settings of
+    /// their own.
+    pub index: u16,
 }
 
 /// A named, owned, dated permission for plaintext.
@@ -145,6 +152,8 @@ pub enum PastDates {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
+    /// What was read.
+    pub text: String,
     /// Warnings, one line each.
     pub warnings: Vec<String>,
 }
@@ -182,6 +191,7 @@ impl Default for Config {
             servers: Vec::new(),
             exceptions: Vec::new(),
             trusted_proxies: Vec::new(),
+            persist: true,
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
             metrics: None,
             control: PathBuf::from(DEFAULT_CONTROL),
@@ -215,24 +225,19 @@ impl Config {
             .collect();
         Ok(Loaded {
             config: decoded.config,
+            text: text.to_owned(),
             warnings,
         })
     }
 
-    /// The entry in the table of servers for a listener on `port`: 0 for the default entry, `i + 1`
-    /// for `servers[i]`.
+    /// The entry in the table of servers for a listener on `port`; 0 is the default entry.
     #[must_use]
     pub fn server_index(&self, port: u16) -> u16 {
-        self.servers
-            .iter()
-            .position(|server| server.ports.contains(&port))
-            .or_else(|| {
-                self.servers
-                    .iter()
-                    .position(|server| server.ports.is_empty())
-            })
-            .and_then(|position| u16::try_from(position + 1).ok())
-            .unwrap_or(0)
+        let named = |server: &&ServerConfig| server.ports.contains(&port);
+        let any = |server: &&ServerConfig| server.ports.is_empty();
+        let servers = || self.servers.iter();
+        let server = servers().find(named).or_else(|| servers().find(any));
+        server.map_or(0, |server| server.index)
     }
 
     /// Whether a `[[server]]` names `port`.
@@ -265,8 +270,41 @@ impl Config {
             .map_or_else(|| self.tls.clone(), |server| self.tls.with(&server.tls))
     }
 
+    /// The entries in the table of servers that have a name.
+    pub fn indices(&self) -> impl Iterator<Item = u16> {
+        iter::once(0).chain(self.servers.iter().map(|server| server.index))
+    }
+
+    /// Gives each server the entry that its name has had before. `names` are those of entries 1 and up, and grows by the new ones; a
+    /// name that is no longer used keeps its entry until there is no other left. So the records of listeners and open sessions,
+    /// which hold the number, mean the same server whatever the file's order is.
+    pub fn keep_indices(&mut self, names: &mut Vec<String>) {
+        for at in 0..self.servers.len() {
+            let Some(name) = self.servers.get(at).map(|server| server.name.clone()) else {
+                continue;
+            };
+            let known = names.iter().position(|known| *known == name);
+            let place = known.or_else(|| {
+                if names.len() < MAX_SERVERS - 1 {
+                    names.push(name.clone());
+                    return Some(names.len() - 1);
+                }
+                let is_free =
+                    |known: &String| self.servers.iter().all(|server| server.name != *known);
+                let place = names.iter().position(is_free)?;
+                if let Some(free) = names.get_mut(place) {
+                    free.clone_from(&name);
+                }
+                Some(place)
+            });
+            if let (Some(place), Some(server)) = (place, self.servers.get_mut(at)) {
+                server.index = u16::try_from(place + 1).unwrap_or(0);
+            }
+        }
+    }
+
     fn server(&self, index: u16) -> Option<&ServerConfig> {
-        self.servers.get(usize::from(index).checked_sub(1)?)
+        self.servers.iter().find(|server| server.index == index)
     }
 }
 

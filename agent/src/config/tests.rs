@@ -88,6 +88,7 @@ fn the_contract_example_is_read() {
             ports: vec![3306],
             mode: Some(Mode::Observe),
             tls: OwnTls::default(),
+            index: 1,
         }]
     );
     let exception = config.exceptions.first().unwrap();
@@ -110,6 +111,7 @@ fn an_empty_file_is_the_defaults() {
         parse("").unwrap(),
         Loaded {
             config: Config::default(),
+            text: String::new(),
             warnings: Vec::new()
         }
     );
@@ -151,6 +153,7 @@ fn every_key_is_documented() {
         "require",
         "observe",
         "refused_ciphers",
+        "persist",
         "[[server]]",
         "[[exception]]",
         "name",
@@ -182,7 +185,7 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
         &report("zzz = 1"),
         &[
             "musttls.toml:1:1",
-            "mode, trusted_proxies, require, observe, refused_ciphers, server, exception, audit",
+            "mode, trusted_proxies, require, observe, refused_ciphers, persist, server, exception, audit",
         ],
     );
     assert_says(
@@ -671,4 +674,28 @@ fn servers_are_found_by_port() {
         (config.server_name(0), config.server_name(3)),
         ("default", "default")
     );
+}
+
+#[test]
+fn a_server_keeps_its_entry_whatever_the_order_is() {
+    let entries = |text: &str, names: &mut Vec<String>| -> Vec<(String, u16)> {
+        let mut config = parse(text).unwrap().config;
+        config.keep_indices(names);
+        let entry = |server: &ServerConfig| (server.name.clone(), server.index);
+        config.servers.iter().map(entry).collect()
+    };
+    let server =
+        |name: &str, port: u16| format!("[[server]]\nname = \"{name}\"\nports = [{port}]\n");
+    let entry = |name: &str, index| (name.to_owned(), index);
+    let mut names = Vec::new();
+    let both = [server("a", 1), server("b", 2)].concat();
+    assert_eq!(entries(&both, &mut names), [entry("a", 1), entry("b", 2)]);
+    let other = [server("c", 3), server("b", 2)].concat();
+    assert_eq!(entries(&other, &mut names), [entry("c", 3), entry("b", 2)]);
+    assert_eq!(entries(&both, &mut names), [entry("a", 1), entry("b", 2)]);
+
+    let many: String = (0..63).map(|n| server(&format!("s{n}"), n + 1)).collect();
+    let all = entries(&many, &mut names);
+    let used: std::collections::BTreeSet<u16> = all.iter().map(|(_, index)| *index).collect();
+    assert_eq!(used, (1..=63).collect(), "each has one of its own");
 }

@@ -168,6 +168,14 @@ impl Decoder<'_> {
         None
     }
 
+    pub(super) fn boolean(&mut self, key: &str, value: &Value<'_>, help: &str) -> Option<bool> {
+        if let DeValue::Boolean(answer) = value.get_ref() {
+            return Some(*answer);
+        }
+        self.wrong_type(&format!("`{key}`"), "a boolean", value, help);
+        None
+    }
+
     pub(super) fn unknown_keys(&mut self, section: Section<'_>, known: &[&str]) {
         for key in section.table.keys() {
             let name: &str = key.get_ref();
@@ -229,7 +237,7 @@ impl Decoder<'_> {
 /// stands too low: TOML gives every line behind a `[section]` to that section.
 fn unknown(name: &str, what: &str, known: &[&str]) -> (String, String) {
     match name {
-        "mode" | "trusted_proxies" | "require" | "observe" | "refused_ciphers" => (
+        "mode" | "trusted_proxies" | "require" | "observe" | "refused_ciphers" | "persist" => (
             format!("`{name}` belongs at the top of the file, before the first [section]"),
             format!("move it up: here it is a key of {what}"),
         ),

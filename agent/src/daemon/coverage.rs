@@ -113,8 +113,7 @@ impl Daemon {
                 tracing::warn!(
                     cookie,
                     error = error::text(&error),
-                    help = "if clients of a service that began to listen just now hang, restart musttls: it names \
-                            each listener anew",
+                    help = "if clients of a service that began to listen just now hang, restart that service",
                     "a new listener stays pending: what may be a login is held there until the server greets"
                 );
             }

@@ -122,7 +122,13 @@ impl Daemon {
         }
         notify(&[sd_notify::NotifyState::Stopping]);
         self.end();
-        tracing::info!("the gate is off");
+        match &self.ends_with_agent {
+            None => tracing::info!(
+                help = "musttls disarm takes it off",
+                "the gate stays on, and judges by this policy; refused clients are not told until an agent runs again"
+            ),
+            Some(why) => tracing::info!(why, "the gate is off"),
+        }
         Ok(Exit::Ok)
     }
 
@@ -171,6 +177,7 @@ impl Daemon {
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.recompile(now);
         }
+        self.tagger.let_outgoing_go();
         let totals = self.counters.totals();
         self.metrics.set_kernel_counters(&self.config, &totals);
         let coverage = self.coverage();
@@ -178,6 +185,7 @@ impl Daemon {
             .set_coverage(coverage.listeners, coverage.covered);
         self.metrics.set_bypasses(&self.watch.last);
         self.recorder.settle(&totals);
+        self.note(&totals);
     }
 
     fn command(&mut self, command: Command) -> Answer {

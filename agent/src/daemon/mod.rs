@@ -6,6 +6,7 @@
 //! | `start` | the order of the start: what can fail without the gate comes first |
 //! | `events` | the event loop: what happens, and what is done about it |
 //! | `reload` | a policy comes into force: reload, an exception that ended, a clock that was set |
+//! | `former` | what an agent leaves to the next |
 //! | `coverage` | servers are looked for, their listeners are named, the service manager is told |
 //! | `status` | what `musttls status` shows |
 //! | `recorder` | events and refusals to audit records, metrics, losses |
@@ -13,6 +14,7 @@
 
 mod coverage;
 mod events;
+mod former;
 pub mod lock;
 mod recorder;
 mod reload;
@@ -33,7 +35,8 @@ use crate::cli::Exit;
 use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::control::Pending;
-use crate::datapath::{self, Counters, PolicyTables, Ring, UnixProbe, cgroup};
+use crate::datapath::{self, Counters, PolicyTables, Ring, Told, UnixProbe, cgroup, pins};
+use crate::error;
 use crate::metrics::Metrics;
 use crate::refusal::Report;
 use crate::servers::unix::Poller;
@@ -56,7 +59,13 @@ pub fn run(path: &Path) -> Result<Exit> {
     let _context = runtime.enter();
     // Before the service manager is told that the agent is ready, which may answer with a signal at once.
     let signals = Signals::new()?;
-    let mut daemon = Daemon::start(path, loaded.config)?;
+    let was_on = pins::any()?;
+    let mut daemon = Daemon::start(path, loaded).inspect_err(|_| {
+        // A first start that failed leaves nothing behind. A later one leaves a gate on, by the new policy if it came so far.
+        if !was_on && let Err(error) = pins::disarm() {
+            tracing::error!("the gate stays on: {}", error::text(&error));
+        }
+    })?;
     runtime.block_on(daemon.work(signals))
 }
 
@@ -68,8 +77,15 @@ struct Daemon {
     rejected: Option<String>,
     /// What the tables in force were compiled from: which exceptions held, and by which clock.
     compiled: Compiled,
+    /// The policy in force, as it was read.
+    text: String,
+    /// The names that the entries of the table of servers have had, from entry 1 on.
+    server_names: Vec<String>,
     tables: PolicyTables,
     counters: Counters,
+    told: Told,
+    /// Why the gate ends with this agent; none if it outlives it.
+    ends_with_agent: Option<String>,
     sessions: AsyncFd<Ring>,
     listens: AsyncFd<Ring>,
     reports: mpsc::Receiver<Report>,
@@ -88,12 +104,12 @@ struct Daemon {
     stop: Arc<AtomicBool>,
     refusals: Option<std::thread::JoinHandle<std::io::Result<()>>>,
     /// The root of cgroup v2, kept open as long as the gate is attached to it.
-    _gate: Gate,
+    gate: Gate,
 }
 
 /// What must live as long as the gate.
 struct Gate {
-    _programs: datapath::Gate,
+    programs: datapath::Gate,
     _root: cgroup::Root,
 }
 

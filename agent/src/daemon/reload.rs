@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::Daemon;
+use super::{Daemon, former};
 use crate::audit::sink::AuditSink;
 use crate::clock;
 use crate::config::{Config, PastDates};
@@ -61,12 +61,24 @@ impl Daemon {
             now,
             clock::boottime_ns(),
         ))?;
-        self.policy_version = version;
         self.compiled = Compiled::of(&config, now);
-        self.recorder.policy(version, config.clone());
-        self.metrics.set_policy(&config, version, now);
         self.config = config;
+        self.in_force(version, now);
         Ok(())
+    }
+
+    /// Tells all who name it that a policy has come into force.
+    pub(super) fn in_force(&mut self, version: u32, now: Timestamp) {
+        self.policy_version = version;
+        self.recorder.policy(version, self.config.clone());
+        self.metrics.set_policy(&self.config, version, now);
+        if let Err(error) = former::keep(&self.text, version) {
+            tracing::warn!(
+                error = error::text(&error),
+                help = "free space on /run",
+                "if this agent is killed, the next one cannot name the rules of sessions that were judged meanwhile"
+            );
+        }
     }
 
     /// Reads the configuration again, and swaps it in one step or keeps the old.
@@ -103,6 +115,7 @@ impl Daemon {
             (config.audit == self.config.audit, "[audit] path"),
             (config.metrics == self.config.metrics, "[metrics] listen"),
             (config.control == self.config.control, "[control] socket"),
+            (config.persist == self.config.persist, "persist"),
         ] {
             if !same {
                 warnings.push(format!("{key} changes with the next start only"));
@@ -115,8 +128,16 @@ impl Daemon {
         }
         config.audit = self.config.audit.clone();
         config.metrics = self.config.metrics;
+        config.persist = self.config.persist;
         config.control.clone_from(&self.config.control);
-        self.take_over(Arc::new(config), now)?;
+        config.keep_indices(&mut self.server_names);
+        former::keep_names(&self.server_names)?;
+        // Kept with the version that is in force by then.
+        let former = std::mem::replace(&mut self.text, loaded.text);
+        if let Err(error) = self.take_over(Arc::new(config), now) {
+            self.text = former;
+            return Err(error);
+        }
         // Servers may have settings of their own now.
         self.refresh();
         for warning in &warnings {

@@ -1,7 +1,7 @@
-//! The order of the start: what can fail without the gate comes first, and the gate is on before anybody is told.
+//! The order of the start: what can fail without the gate comes first, then the gate with its policy, then who it has held.
 
 use std::net::TcpListener as StdTcpListener;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -12,18 +12,18 @@ use tokio::sync::mpsc;
 
 use super::recorder::Recorder;
 use super::reload::Compiled;
-use super::{Daemon, Gate};
+use super::{Daemon, Gate, former};
 use crate::audit::AuditLog;
 use crate::audit::record::Identity;
 use crate::audit::sink::AuditSink;
 use crate::bypass::Watch;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control;
-use crate::datapath::{Loaded, UnixProbe, cgroup};
-use crate::error::{Failed, NotPermitted};
+use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
+use crate::error::{self, Failed, NotPermitted};
 use crate::metrics::{self, BuildInfo, Metrics};
-use crate::policy;
+use crate::policy::{self, Tables};
 use crate::refusal::Engine;
 use crate::servers::unix::Poller;
 use crate::servers::{Registry, Tagger};
@@ -44,30 +44,22 @@ const BUILD: BuildInfo<'static> = BuildInfo {
 };
 
 impl Daemon {
-    pub(super) fn start(path: &Path, config: Config) -> Result<Self> {
+    pub(super) fn start(path: &Path, loaded: config::Loaded) -> Result<Self> {
+        let config::Loaded {
+            mut config, text, ..
+        } = loaded;
         let now = clock::wall();
-        // Everything that can fail without the gate comes first.
         let sink = AuditSink::open(&config.audit)?;
         let metrics = Arc::new(Metrics::new(BUILD));
-        let metrics_listener = match config.metrics {
-            Some(address) => Some(bind_metrics(address)?),
-            None => None,
-        };
+        let metrics_listener = config.metrics.map(bind_metrics).transpose()?;
         let control = control::bind(&config.control)?;
 
-        let policy_version = 1;
-        let mut loaded = Loaded::new().with_context(|| Failed::new("load the gate", LACKS))?;
-        let mut tables = loaded.policy()?;
-        tables.install(&policy::compile(
-            &config,
-            policy_version,
-            now,
-            clock::boottime_ns(),
-        ))?;
+        let place = Place::find(config.persist)?;
+        let server_names = place.number_servers(&mut config)?;
+        let policy_version = place.former_policy.unwrap_or(0) + 1;
         let root = cgroup::open_root()?;
-        let datapath = loaded
-            .attach(tables, root.fd.as_fd())
-            .with_context(|| Failed::new("attach the gate", LACKS))?;
+        let policy = policy::compile(&config, policy_version, now, clock::boottime_ns());
+        let datapath = attach(place.pins, &policy, root.fd.as_fd())?;
 
         let registry = Arc::new(Registry::default());
         let tagger = Tagger::new(
@@ -85,7 +77,6 @@ impl Daemon {
         )
         .context("start the refusal thread")?;
         let stop = Arc::new(AtomicBool::new(false));
-        let refusals = start_refusals(engine, stop.clone())?;
 
         let (command, commands) = mpsc::channel(16);
         tokio::spawn(control::serve(control, command));
@@ -98,10 +89,14 @@ impl Daemon {
         let mut daemon = Self {
             path: path.to_owned(),
             compiled: Compiled::of(&config, now),
+            text,
+            server_names,
             policy_version,
             rejected: None,
             tables: datapath.policy,
             counters: datapath.counters,
+            told: datapath.told,
+            ends_with_agent: place.ends_with_agent,
             sessions: datapath
                 .sessions
                 .into_async()
@@ -129,27 +124,92 @@ impl Daemon {
             metrics,
             started: now,
             stop,
-            refusals: Some(refusals),
+            refusals: None,
             config,
-            _gate: Gate {
-                _programs: datapath.gate,
+            gate: Gate {
+                programs: datapath.gate,
                 _root: root,
             },
         };
-        daemon
-            .recorder
-            .policy(policy_version, daemon.config.clone());
-        daemon
-            .metrics
-            .set_policy(&daemon.config, policy_version, now);
+        if let Some(version) = place.former_policy {
+            daemon.adopt(version)?;
+        }
+        daemon.in_force(policy_version, now);
         daemon.refresh();
         if let Some(error) = daemon.scan_errors.first() {
             return Err(NotPermitted(error.clone()).into());
         }
+        daemon.tagger.forget_ports();
+        // Not before it is known whose the sessions are that a former gate has held.
+        daemon.refusals = Some(start_refusals(engine, daemon.stop.clone())?);
         daemon.tick();
+        if daemon.ends_with_agent.is_some() {
+            daemon.gate.programs.end_with_agent()?;
+        }
         daemon.announce();
         Ok(daemon)
     }
+}
+
+/// Where the gate is to be.
+struct Place {
+    /// Beside what a former agent has pinned, or to be pinned itself.
+    pins: Option<Pins>,
+    /// Why it does not outlive this agent, if it does not.
+    ends_with_agent: Option<String>,
+    /// The version of the policy by which it has judged until now, if it is there.
+    former_policy: Option<u32>,
+}
+
+impl Place {
+    fn find(persist: bool) -> Result<Self> {
+        let (pins, ends_with_agent) = if persist {
+            match Pins::open() {
+                Ok(pins) => (Some(pins), None),
+                Err(error) => {
+                    let error = error::text(&error);
+                    tracing::error!(
+                        "the gate ends with this agent, because it cannot be pinned: {error}"
+                    );
+                    (None, Some(error))
+                }
+            }
+        } else {
+            (Pins::find()?, Some("persist = false".to_owned()))
+        };
+        let former_policy = match &pins {
+            Some(pins) if pins.found() => Some(pins.policy_version()?),
+            _ => None,
+        };
+        Ok(Self {
+            pins,
+            ends_with_agent,
+            former_policy,
+        })
+    }
+
+    /// Gives each server its entry in the table of servers: the one that it has had, if records of a former gate hold it.
+    /// Returns the names of the entries.
+    fn number_servers(&self, config: &mut Config) -> Result<Vec<String>> {
+        let mut names = if self.former_policy.is_some() {
+            former::names()?
+        } else {
+            Vec::new()
+        };
+        config.keep_indices(&mut names);
+        former::keep_names(&names)?;
+        Ok(names)
+    }
+}
+
+/// Loads the gate, gives it its policy, and attaches it.
+fn attach(pins: Option<Pins>, policy: &Tables, root: BorrowedFd<'_>) -> Result<Datapath> {
+    let mut loaded = Loaded::new(pins).with_context(|| Failed::new("load the gate", LACKS))?;
+    let mut tables = loaded.policy()?;
+    tables.install(policy)?;
+    loaded
+        .attach(tables, root)
+        .with_context(|| Failed::new("attach the gate", LACKS))
 }
 
 fn start_refusals(

@@ -28,6 +28,7 @@ impl Daemon {
                 exceptions: self.compiled.holding.iter().filter(|holds| **holds).count(),
                 rejected: self.rejected.clone(),
             },
+            ends_with_agent: self.ends_with_agent.clone(),
             coverage: self.coverage_of(&servers),
             alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),
             unchecked: self.watch.last.unchecked_lines(),
@@ -116,8 +117,8 @@ impl Daemon {
     }
 
     fn sessions_by_outcome(&self, totals: &[u64]) -> BTreeMap<String, BTreeMap<String, u64>> {
-        let count = u16::try_from(self.config.servers.len()).unwrap_or(u16::MAX);
-        (0..=count)
+        self.config
+            .indices()
             .map(|server| {
                 let outcomes = counter::Outcome::ALL.into_iter().map(|outcome| {
                     (

@@ -3,9 +3,13 @@
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, MapData, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, SkStorage};
+use musttls_common::counter::Mark;
 use musttls_common::event::Event;
 use musttls_common::session::{Listener, SocketRecord};
+
+use super::Outgoing;
+use crate::clock;
 
 /// Counters, by `musttls_common::counter`.
 pub struct Counters(pub(super) PerCpuArray<MapData, u64>);
@@ -18,6 +22,33 @@ impl Counters {
             .iter()
             .map(|values| values.map_or(0, |values| values.iter().sum()))
             .collect()
+    }
+}
+
+/// How far agents have taken notice of the counters.
+pub struct Told(pub(super) Array<MapData, Mark>);
+
+impl Told {
+    /// Of a gate that nothing has met yet: all that it will count is still to be told.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let mark = self.mark()?;
+        if mark.boottime_ns != 0 {
+            return Ok(());
+        }
+        self.note(Mark {
+            boottime_ns: clock::boottime_ns(),
+            ..mark
+        })
+    }
+
+    /// What was noted last.
+    pub fn mark(&self) -> Result<Mark> {
+        self.0.get(&0, 0).context("read map TOLD")
+    }
+
+    /// Notes that an agent has seen these counters.
+    pub fn note(&mut self, mark: Mark) -> Result<()> {
+        self.0.set(0, mark, 0).context("write map TOLD")
     }
 }
 
@@ -49,6 +80,8 @@ pub struct Listeners {
     pub(super) unix: SkStorage<MapData, u64>,
     pub(super) by_cookie: HashMap<MapData, u64, Listener>,
     pub(super) by_port: HashMap<MapData, u32, Listener>,
+    /// Gates of another ABI that judge beside this one.
+    pub(super) outgoing: Vec<Outgoing>,
 }
 
 impl Listeners {
@@ -58,7 +91,13 @@ impl Listeners {
         self.note(cookie, listener)?;
         self.sockets
             .insert(socket, SocketRecord::listener(cookie, listener), 0)
-            .context("write map SOCKETS (socket storage)")
+            .context("write map SOCKETS (socket storage)")?;
+        for outgoing in &self.outgoing {
+            outgoing.untag(socket).with_context(|| {
+                format!("take a listener from the gate of ABI {}", outgoing.abi)
+            })?;
+        }
+        Ok(())
     }
 
     /// Tells what a listener is that was reported by its cookie.
@@ -72,6 +111,50 @@ impl Listeners {
     pub fn tag_port(&mut self, port: u16, listener: Listener) -> Result<()> {
         self.by_port
             .insert(u32::from(port), listener, 0)
+            .context("write map PORTS")
+    }
+
+    /// Takes the ports from the gates of another ABI: those that are covered here are, and the others no longer.
+    pub fn untag_outgoing_ports(&self) -> Result<()> {
+        self.outgoing.iter().try_for_each(|outgoing| {
+            outgoing
+                .untag_ports()
+                .with_context(|| format!("take the ports from the gate of ABI {}", outgoing.abi))
+        })
+    }
+
+    /// Takes off the gates of another ABI that have nothing left to judge; the journal is told.
+    pub fn let_outgoing_go(&mut self) {
+        self.outgoing.retain(|outgoing| {
+            let undecided = outgoing.undecided();
+            if undecided > 0 {
+                tracing::debug!(abi = outgoing.abi, undecided, "a former gate stays on");
+                return true;
+            }
+            match outgoing.end() {
+                Ok(()) => {
+                    tracing::info!(abi = outgoing.abi, "a former gate of another ABI is off");
+                    false
+                }
+                Err(error) => {
+                    tracing::error!("{}", crate::error::text(&error));
+                    true
+                }
+            }
+        });
+    }
+
+    /// The ports of [`Self::tag_port`].
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let ports = self.by_port.keys().filter_map(Result::ok);
+        ports.filter_map(|port| u16::try_from(port).ok()).collect()
+    }
+
+    /// Takes back [`Self::tag_port`].
+    pub fn untag_port(&mut self, port: u16) -> Result<()> {
+        self.by_port
+            .remove(&u32::from(port))
             .context("write map PORTS")
     }
 

@@ -2,7 +2,10 @@
 
 pub mod cgroup;
 mod maps;
+mod outgoing;
+pub mod pins;
 pub mod sockmap;
+mod sys;
 mod tables;
 pub mod unix_probe;
 
@@ -11,15 +14,19 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, ProgramArray, RingBuf};
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, ProgramError, SockOps,
 };
 use aya::{Btf, Ebpf, EbpfLoader};
 use musttls_common::event::{Event, LOGIN_HEAD_LEN, UnixPeer};
 use musttls_common::mysql::USER_MAX;
+use pins::Link;
 use tokio::io::unix::AsyncFd;
 
-pub use maps::{Counters, Held, Listeners};
+pub use maps::{Counters, Held, Listeners, Told};
+pub use outgoing::Outgoing;
+pub use pins::Pins;
 pub use tables::PolicyTables;
 pub use unix_probe::{NoTracing, UnixProbe};
 
@@ -30,12 +37,28 @@ static GATE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/must
 /// `(sock, other, newsk)`.
 pub const UNIX_CONNECT: &str = "security_unix_stream_connect";
 
-/// The programs and their links: dropping it takes the gate off.
-pub struct Gate(#[expect(dead_code, reason = "keeps the programs attached")] Ebpf);
+/// The programs and their links: dropping it takes the gate off, unless it is pinned.
+pub struct Gate {
+    #[expect(dead_code, reason = "keeps the programs attached")]
+    programs: Ebpf,
+    #[expect(
+        dead_code,
+        reason = "keeps the programs attached that are pinned no more"
+    )]
+    links: Vec<Link>,
+    pins: Option<Pins>,
+}
+
+impl Gate {
+    /// From now on the gate ends with this agent.
+    pub fn end_with_agent(&self) -> Result<()> {
+        self.pins.as_ref().map_or(Ok(()), Pins::unpin)
+    }
+}
 
 /// The gate, attached.
 pub struct Datapath {
-    /// The programs and their links: dropping it takes the gate off.
+    /// The programs and their links.
     pub gate: Gate,
     /// What the gate knows of listeners.
     pub listeners: Listeners,
@@ -43,6 +66,8 @@ pub struct Datapath {
     pub held: Held,
     /// Counters.
     pub counters: Counters,
+    /// How far agents have taken notice of the counters.
+    pub told: Told,
     /// Policy tables.
     pub policy: PolicyTables,
     /// Denied sessions and new listeners.
@@ -58,30 +83,21 @@ pub struct Datapath {
 /// The programs and maps, not attached yet, so that a policy can be put in place first.
 pub struct Loaded {
     gate: Ebpf,
+    pins: Option<Pins>,
 }
 
 impl Loaded {
     /// Loads the programs. This is where a kernel that lacks something says so.
-    pub fn new() -> Result<Self> {
+    ///
+    /// With `pins` they work on the maps that are pinned there, or pin theirs.
+    pub fn new(pins: Option<Pins>) -> Result<Self> {
         lift_memlock_limit();
-        let mut gate = EbpfLoader::new()
-            .load(GATE)
-            .context("load the gate's maps (bpf(2))")?;
-        for name in ["on_ingress", "on_egress"]
-            .into_iter()
-            .chain(CALLED.map(|(_, _, name)| name))
-        {
-            let program: &mut CgroupSkb = program(&mut gate, name)?;
-            program.load().map_err(|error| refused(name, error))?;
-        }
-        let program: &mut SockOps = program(&mut gate, "on_sock_ops")?;
-        program
-            .load()
-            .map_err(|error| refused("on_sock_ops", error))?;
-        for (map, index, name) in CALLED {
-            link(&mut gate, map, index, name)?;
-        }
-        Ok(Self { gate })
+        let gate = load(pins.as_ref()).inspect_err(|_| {
+            if let Some(pins) = &pins {
+                pins.give_up();
+            }
+        })?;
+        Ok(Self { gate, pins })
     }
 
     /// The policy tables, to be filled before [`Self::attach`].
@@ -95,24 +111,13 @@ impl Loaded {
         attached(attach_unix_probe(&mut self.gate))
     }
 
-    /// Attaches the programs to the root of the cgroup v2 hierarchy.
+    /// Attaches the programs to the root of the cgroup v2 hierarchy, or puts them in the place of a former agent's.
+    /// They outlive this agent if they were loaded with pins.
     pub fn attach(mut self, policy: PolicyTables, root: BorrowedFd<'_>) -> Result<Datapath> {
+        let mut told = Told(take(&mut self.gate, "TOLD")?);
+        told.begin()?;
+        let links = self.attach_programs(root)?;
         let gate = &mut self.gate;
-        let single = CgroupAttachMode::Single;
-        // Egress before ingress: a session whose greeting was not seen is held.
-        let sock_ops: &mut SockOps = program(gate, "on_sock_ops")?;
-        sock_ops
-            .attach(root, single)
-            .context("attach on_sock_ops to the root cgroup")?;
-        let egress: &mut CgroupSkb = program(gate, "on_egress")?;
-        egress
-            .attach(root, CgroupSkbAttachType::Egress, single)
-            .context("attach on_egress to the root cgroup")?;
-        let ingress: &mut CgroupSkb = program(gate, "on_ingress")?;
-        ingress
-            .attach(root, CgroupSkbAttachType::Ingress, single)
-            .context("attach on_ingress to the root cgroup")?;
-
         let unix_probe = attached(attach_unix_probe(gate));
         Ok(Datapath {
             listeners: Listeners {
@@ -120,17 +125,114 @@ impl Loaded {
                 unix: take(gate, "UNIX_LISTENERS")?,
                 by_cookie: take(gate, "LISTENERS")?,
                 by_port: take(gate, "PORTS")?,
+                outgoing: Outgoing::all()?,
             },
             held: Held(take(gate, "HELD")?),
             counters: Counters(take(gate, "COUNTERS")?),
+            told,
             denials: Ring(take(gate, "DENIALS")?),
             sessions: Ring(take(gate, "SESSIONS")?),
             listens: Ring(take(gate, "LISTENS")?),
             policy,
             unix_probe,
-            gate: Gate(self.gate),
+            gate: Gate {
+                programs: self.gate,
+                links,
+                pins: self.pins,
+            },
         })
     }
+
+    /// Attaches all programs. Returns those links that are pinned.
+    fn attach_programs(&mut self, root: BorrowedFd<'_>) -> Result<Vec<Link>> {
+        let mut links = Vec::new();
+        for name in ATTACHED {
+            links.extend(self.attach_program(name, root)?);
+        }
+        if let Some(pins) = &self.pins {
+            pins.let_former_go()?;
+        }
+        Ok(links)
+    }
+
+    /// Attaches a program. Returns its link if that is pinned.
+    fn attach_program(&mut self, name: &str, root: BorrowedFd<'_>) -> Result<Option<Link>> {
+        if let Some(pins) = &self.pins
+            && let Some(link) = pins.link(name)?
+        {
+            let program = self
+                .gate
+                .program(name)
+                .with_context(|| format!("the gate has no program {name}"))?;
+            let fd = program
+                .fd()
+                .with_context(|| format!("the descriptor of the gate's program {name}"))?;
+            link.update(fd.as_fd())
+                .with_context(|| format!("put {name} in the place of the former agent's"))?;
+            return Ok(Some(link));
+        }
+        let attach = || format!("attach {name} to the root cgroup");
+        let single = CgroupAttachMode::Single;
+        let link: Result<FdLink, LinkError> = if name == "on_sock_ops" {
+            let program: &mut SockOps = program(&mut self.gate, name)?;
+            let id = program.attach(root, single).with_context(attach)?;
+            if self.pins.is_none() {
+                return Ok(None);
+            }
+            program.take_link(id).with_context(attach)?.try_into()
+        } else {
+            let direction = if name == "on_egress" {
+                CgroupSkbAttachType::Egress
+            } else {
+                CgroupSkbAttachType::Ingress
+            };
+            let program: &mut CgroupSkb = program(&mut self.gate, name)?;
+            let id = program
+                .attach(root, direction, single)
+                .with_context(attach)?;
+            if self.pins.is_none() {
+                return Ok(None);
+            }
+            program.take_link(id).with_context(attach)?.try_into()
+        };
+        if let Some(pins) = &self.pins {
+            pins.pin(name, link.with_context(attach)?)?;
+            return pins.link(name);
+        }
+        Ok(None)
+    }
+}
+
+/// The programs that are attached to the root cgroup, in this order: egress before ingress, because a session whose
+/// greeting was not seen is held; `sock_ops` before ingress, because it takes over what ingress concludes of a third ACK.
+const ATTACHED: [&str; 3] = ["on_sock_ops", "on_egress", "on_ingress"];
+
+fn load(pins: Option<&Pins>) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    if let Some(pins) = pins {
+        for name in pins::LASTING {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    let mut gate = loader.load(GATE).context("load the gate's maps (bpf(2))")?;
+    for name in ["on_ingress", "on_egress"]
+        .into_iter()
+        .chain(CALLED.map(|(_, _, name)| name))
+    {
+        let program: &mut CgroupSkb = program(&mut gate, name)?;
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    let program: &mut SockOps = program(&mut gate, "on_sock_ops")?;
+    program
+        .load()
+        .map_err(|error| refused("on_sock_ops", error))?;
+    for (map, index, name) in CALLED {
+        link(&mut gate, map, index, name)?;
+    }
+    if let Some(pins) = pins {
+        pins.pin_gate(&gate)?;
+    }
+    Ok(gate)
 }
 
 /// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).

@@ -138,7 +138,7 @@ impl PolicyTables {
 
 /// Waits until each program that runs now has ended: they run under RCU, and `MEMBARRIER_CMD_GLOBAL` waits for
 /// a grace period (`kernel/sched/membarrier.c`, Linux 4.16; EINVAL with `nohz_full`).
-fn wait_for_programs() {
+pub(super) fn wait_for_programs() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: the call takes numbers only.
     let error = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };

@@ -96,7 +96,7 @@ pub struct Refused {
     pub record: Record,
     /// How it ended.
     pub outcome: Outcome,
-    /// From the login to the ERR packet.
+    /// From the login to the ERR packet, if this agent has sent it.
     pub told_after: Option<Duration>,
     /// From the login to the server's letting go.
     pub released_after: Option<Duration>,
@@ -144,6 +144,8 @@ struct Notified {
     socket: Socket,
     /// What to put into the server's receive queue.
     landing: Option<Vec<u8>>,
+    /// Whether the client was told, by this agent or by one that was ended in the middle of it.
+    is_told: bool,
     told_after: Option<Duration>,
     place: Place,
     land_at: Instant,
@@ -388,6 +390,12 @@ impl Engine {
                 && state.written == u64::from(event.greeting_len)
                 && event.reason != Reason::NotBorneOut as u8;
         let [.., sequence_id] = event.login_header;
+        let refusal = packet::refusal(sequence_id.max(1), event.flags_high, event.mariadb != 0);
+        // By an agent that was ended before the landing.
+        let was_told = !is_x
+            && !is_of_tls(&event)
+            && event.reason != Reason::NotBorneOut as u8
+            && state.written == u64::from(event.greeting_len) + refusal.len() as u64;
         let answer = if is_of_tls(&event) {
             let is_version = event.reason == Reason::TlsBelowFloor as u8;
             // Before the server has chosen a version; or behind its flight, but in TLS 1.3 nothing of it is let out.
@@ -403,12 +411,7 @@ impl Engine {
         } else if is_x {
             Some(packet::x_refusal())
         } else {
-            let sequence_id = sequence_id.max(1);
-            Some(packet::refusal(
-                sequence_id,
-                event.flags_high,
-                event.mariadb != 0,
-            ))
+            Some(refusal)
         };
         let mut told_after = None;
         if let Some(bytes) = answer {
@@ -418,7 +421,7 @@ impl Engine {
             }
         }
         // A server that has begun with TLS counts a handshake error whatever ends it.
-        let landing = if !silent || is_of_tls(&event) {
+        let landing = if !(silent || was_told) || is_of_tls(&event) {
             None
         } else if is_x {
             packet::x_landing(event.client_end, state.received)
@@ -430,6 +433,7 @@ impl Engine {
             record,
             socket,
             landing,
+            is_told: was_told || told_after.is_some(),
             told_after,
             place,
             land_at,
@@ -454,6 +458,7 @@ impl Engine {
             record,
             socket,
             landing,
+            is_told,
             told_after,
             place,
             ..
@@ -466,10 +471,10 @@ impl Engine {
             }
             landed.is_ok()
         });
-        let outcome = match (landed, told_after) {
-            (true, Some(_)) => Outcome::Landed,
-            (false, Some(_)) => Outcome::Answered,
-            (_, None) => Outcome::Ended,
+        let outcome = match (landed, is_told) {
+            (true, true) => Outcome::Landed,
+            (false, true) => Outcome::Answered,
+            (_, false) => Outcome::Ended,
         };
         if !landed && let Err(error) = socket.end() {
             tracing::debug!(%error, pid, "shutdown of a denied session");

@@ -9,6 +9,7 @@ use musttls_common::session::{Listener as Tag, ListenerClass};
 use super::{Listener, Server};
 use crate::config::Config;
 use crate::datapath::Listeners;
+use crate::error;
 use crate::socket::{Kind, Process, Socket};
 
 /// Tags listeners, and remembers which.
@@ -92,6 +93,34 @@ impl Tagger {
         let covered = self.ports.get(&port).copied();
         let tag = covered.unwrap_or_else(|| Tag::named(0, ListenerClass::Other));
         self.maps.note(cookie, tag)
+    }
+
+    /// Takes off former gates of another ABI that have nothing left to judge.
+    pub fn let_outgoing_go(&mut self) {
+        self.maps.let_outgoing_go();
+    }
+
+    /// Takes back ports that a former agent has covered and this one has not.
+    pub fn forget_ports(&mut self) {
+        if let Err(error) = self.maps.untag_outgoing_ports() {
+            tracing::warn!(
+                error = error::text(&error),
+                help = "musttls disarm takes everything off; then start again",
+                "a former gate goes on judging at its ports"
+            );
+        }
+        for port in self.maps.ports() {
+            if !self.ports.contains_key(&port)
+                && let Err(error) = self.maps.untag_port(port)
+            {
+                tracing::warn!(
+                    port,
+                    error = format!("{error:#}"),
+                    help = "musttls disarm takes everything off; then start again",
+                    "a former agent's port stays covered"
+                );
+            }
+        }
     }
 
     fn tag_listener(

@@ -36,6 +36,10 @@ const CHOSEN: &[(&str, &[&str])] = &[
         &["while_half_a_server_hello_is_out_nothing_of_the_client_passes"],
     ),
     ("honest", &["joined_segments_pass"]),
+    (
+        "persist",
+        &["gate_of_a_killed_agent_refuses_and_the_next_agent_tells_the_clients"],
+    ),
     ("proxy", &["contradicting_copies_get_no_login_in"]),
     (
         "refusal",
@@ -56,6 +60,7 @@ const FULL: &[&str] = &[
     "listeners",
     "observe",
     "pass",
+    "persist",
     "proxy",
     "refusal",
     "reload",

@@ -6,7 +6,7 @@ use std::time::Instant;
 use musttls_common::counter::Global;
 
 use super::Recorder;
-use crate::audit::record::Loss;
+use crate::audit::record::{Gap, Loss};
 use crate::clock;
 
 impl Recorder {
@@ -51,6 +51,17 @@ impl Recorder {
         }
         self.metrics
             .set_audit(self.audit.sink_name(), self.audit.stats());
+    }
+
+    /// Goes on where a former agent ended, which has told of `counters`.
+    pub(in crate::daemon) fn resume(&mut self, counters: &[u64], gap: &Gap<'_>) {
+        for (reason, total) in self.losses(counters) {
+            self.told.insert(reason, total);
+        }
+        if let Err(error) = self.audit.gap(gap, Instant::now()) {
+            // Counted and reported by the sink.
+            tracing::trace!(error = error.as_str(), "audit record lost");
+        }
     }
 
     /// Records that were lost, by reason: each is told in the audit log.

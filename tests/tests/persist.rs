@@ -1,0 +1,346 @@
+//! The gate without its agent: killed, ended, started again.
+
+#![cfg(test)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use musttls_tests::agent::Agent;
+use musttls_tests::attack;
+use musttls_tests::audit::Record;
+use musttls_tests::client::{Client, Login, Tls};
+use musttls_tests::evidence;
+use musttls_tests::netns::Net;
+use musttls_tests::raw::{Next, Raw};
+use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::{REFUSED, ssl_request};
+
+const ENFORCE: &str = "persist = true\nmode = \"enforce\"";
+/// How long nothing happens to a session that is held.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+struct Site {
+    server: Server,
+    net: Net,
+}
+
+impl Site {
+    fn new(product: Product) -> Self {
+        let net = Net::new().unwrap();
+        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        Self { server, net }
+    }
+
+    /// A plaintext login, sent.
+    fn plaintext(&self) -> Raw {
+        let at = self.server.at(self.net.app.db_v4());
+        let (mut raw, _) = Raw::greeted(&self.net.app, at).unwrap();
+        raw.send(&self.server.open_login().packet_41()).unwrap();
+        raw
+    }
+
+    fn is_let_in(&self) -> bool {
+        self.plaintext().receive().unwrap().is_ok()
+    }
+
+    fn is_refused(&self) -> bool {
+        let answer = self.plaintext().receive().unwrap();
+        answer.error().is_some_and(|error| error.number == REFUSED)
+    }
+
+    /// A plaintext login that comes to nothing.
+    fn held(&self) -> Raw {
+        let mut raw = self.plaintext();
+        let next = raw.receive_within(wait::here(A_WHILE)).unwrap();
+        assert!(matches!(next, Next::Silence), "{next:?}");
+        raw
+    }
+
+    fn tls_passes(&self) {
+        let login = Login::new(&self.server, &self.net.app, Tls::Required);
+        let answer = Client::PyMySql.login(&self.net.app, &login).unwrap();
+        assert!(answer.is_in(), "{}", answer.text);
+    }
+}
+
+fn exception(site: &Site, user: &str, expires: &str) -> String {
+    format!(
+        "{ENFORCE}\n[[exception]]\nname = \"legacy\"\nsource = [\"{}/32\"]\nuser = [\"{user}\"]\n\
+         expires = {expires}\nowner = \"dba@example.com\"\nreason = \"old\"\n",
+        site.net.app.v4()
+    )
+}
+
+#[test]
+fn gate_of_a_killed_agent_refuses_and_the_next_agent_tells_the_clients() {
+    for product in Product::all() {
+        let site = Site::new(product);
+        let mark = evidence::mark(&site.server).unwrap();
+        let mut agent = Agent::start(ENFORCE).unwrap();
+        assert!(site.is_refused());
+        agent.kill().unwrap();
+        let mut held = site.held();
+        site.tls_passes();
+        let counts = evidence::counts(&site.server, site.net.app.v4()).unwrap();
+
+        agent.start_again().unwrap();
+        let answer = held.receive().unwrap();
+        assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+        assert!(site.is_refused());
+        site.tls_passes();
+        agent
+            .await_records("both refusals of now", 3, Record::is_denied)
+            .unwrap();
+        let gap = agent
+            .await_record("of the time without an agent", |record| {
+                record.text("/class_name") == "Application Lifecycle"
+            })
+            .unwrap();
+        // Those of the agent's last second may be among them.
+        for outcome in ["denied", "secure"] {
+            let count = gap.number(&format!("/unmapped/sessions/{outcome}"));
+            assert!(count >= Some(1), "{outcome}: {}", gap.line);
+        }
+        assert_eq!(gap.text("/policy/version"), "1", "{}", gap.line);
+        let version = agent.status().unwrap()["policy"]["version"].as_u64();
+        assert_eq!(version, Some(2), "no version stands for two policies");
+        assert_eq!(
+            evidence::logins(&site.server, OPEN_USER, mark).unwrap(),
+            [""; 0]
+        );
+        let after = evidence::counts(&site.server, site.net.app.v4()).unwrap();
+        assert_eq!(after.handshake_errors, counts.handshake_errors);
+    }
+}
+
+#[test]
+fn server_that_starts_while_no_agent_runs_is_covered() {
+    let mut site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    agent.kill().unwrap();
+    site.server.kill().unwrap();
+    site.server = Server::start(&site.net.db, &Options::new(Product::MariaDb)).unwrap();
+    drop(site.held());
+    site.tls_passes();
+    agent.start_again().unwrap();
+    assert!(site.is_refused());
+    site.tls_passes();
+}
+
+#[test]
+fn orderly_end_leaves_the_gate_on_and_disarm_takes_it_off() {
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    assert!(site.is_refused());
+    let output = agent.home().musttls(&["disarm"]).unwrap();
+    assert!(!output.status.success(), "an agent runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&format!("process {}", agent.pid())), "{said}");
+    assert!(site.is_refused());
+
+    assert!(agent.terminate().unwrap().success());
+    assert!(agent.log().unwrap().contains("the gate stays on"));
+    drop(site.held());
+    let status = agent.home().musttls(&["status"]).unwrap();
+    let said = String::from_utf8_lossy(&status.stderr).into_owned();
+    assert!(said.contains("The gate is on all the same"), "{said}");
+
+    assert!(agent.home().disarm().unwrap().contains("the gate is off"));
+    assert!(site.is_let_in());
+    assert!(agent.home().disarm().unwrap().contains("no gate was on"));
+}
+
+#[test]
+fn gate_that_is_not_to_outlive_the_agent_is_taken_over_and_ends_with_it() {
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    agent.kill().unwrap();
+    let mut held = site.held();
+    agent
+        .home()
+        .configure("persist = false\nmode = \"enforce\"")
+        .unwrap();
+    agent.start_again().unwrap();
+    assert_eq!(
+        held.receive().unwrap().error().map(|error| error.number),
+        Some(REFUSED)
+    );
+    assert!(site.is_refused());
+    agent.kill().unwrap();
+    assert!(site.is_let_in());
+}
+
+#[test]
+fn exceptions_hold_and_end_without_an_agent() {
+    let site = Site::new(Product::MariaDb);
+    let policy = exception(
+        &site,
+        OPEN_USER,
+        &wait::utc(SystemTime::now() + wait::here(Duration::from_secs(6))).unwrap(),
+    );
+    let mut agent = Agent::start(&policy).unwrap();
+    agent.kill().unwrap();
+    assert!(site.is_let_in(), "the exception holds");
+    wait::until_true("the exception to end", PATIENCE, || {
+        let answer = site.plaintext().receive_within(wait::here(A_WHILE))?;
+        Ok(matches!(answer, Next::Silence))
+    })
+    .unwrap();
+    agent.start_again().unwrap();
+    let allowed = agent
+        .await_record("of the login that was allowed", |record| {
+            record.text("/unmapped/verdict") == "excepted"
+        })
+        .unwrap();
+    assert_eq!(allowed.rule(), "legacy", "{}", allowed.line);
+    assert!(site.is_refused());
+}
+
+/// What is pinned, as if an agent of another release had: its records cannot be taken over. Returns where it is.
+fn of_another_release() -> PathBuf {
+    let pins = Path::new("/sys/fs/bpf/musttls");
+    let own = fs::read_dir(pins).unwrap().next().unwrap().unwrap().path();
+    let other = pins.join("abi-60000");
+    fs::rename(&own, &other).unwrap();
+    other
+}
+
+#[test]
+fn gate_of_another_abi_judges_its_sessions_to_the_end() {
+    let site = Site::new(Product::MariaDb);
+    let at = site.server.at(site.net.app.db_v4());
+    let mark = evidence::mark(&site.server).unwrap();
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    agent.kill().unwrap();
+    let other = of_another_release();
+    let (mut undecided, _) = Raw::greeted(&site.net.app, at).unwrap();
+
+    agent.start_again().unwrap();
+    assert!(other.exists(), "both gates are on");
+    assert!(site.is_refused());
+    site.tls_passes();
+    // Nothing tells this client: the other agent's gate holds its login until the server gives up.
+    undecided
+        .send(&site.server.open_login().packet_41())
+        .unwrap();
+    let next = undecided.receive_within(wait::here(A_WHILE)).unwrap();
+    assert!(matches!(next, Next::Silence), "{next:?}");
+    assert!(other.exists(), "it holds a session");
+    wait::until_true("the server to give up", PATIENCE, || Ok(!other.exists())).unwrap();
+    assert!(site.is_refused());
+    site.tls_passes();
+    assert_eq!(
+        evidence::logins(&site.server, OPEN_USER, mark).unwrap(),
+        [""; 0]
+    );
+}
+
+#[test]
+fn start_that_fails_changes_nothing() {
+    let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    agent.kill().unwrap();
+    agent
+        .home()
+        .configure("mode = \"enforce\"\nnonsense = 1")
+        .unwrap();
+    let output = agent.home().musttls(&["run"]).unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    drop(site.held());
+    site.tls_passes();
+    agent.home().disarm().unwrap();
+
+    // One that fails behind the gate: the control socket is in use as a directory.
+    let home = agent.home();
+    home.configure(ENFORCE).unwrap();
+    fs::remove_file(home.control()).unwrap();
+    fs::create_dir(home.control()).unwrap();
+    let output = home.musttls(&["run"]).unwrap();
+    assert!(!output.status.success());
+    assert!(site.is_let_in(), "a first start that fails leaves no gate");
+
+    // The same beside the gate of an agent of another release.
+    fs::remove_dir(home.control()).unwrap();
+    agent.start_again().unwrap();
+    agent.kill().unwrap();
+    let other = of_another_release();
+    let home = agent.home();
+    fs::remove_file(home.control()).unwrap();
+    fs::create_dir(home.control()).unwrap();
+    assert!(!home.musttls(&["run"]).unwrap().status.success());
+    drop(site.held());
+    assert!(other.exists());
+    fs::remove_dir(home.control()).unwrap();
+}
+
+/// Sets it when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Sessions of both kinds go on while agents are killed and, as by an upgrade, ended.
+#[test]
+fn no_session_is_lost_or_let_in_while_agents_come_and_go() {
+    let rounds = std::env::var("MUSTTLS_KILLS").map_or(3, |text| text.parse().unwrap());
+    let site = Site::new(Product::MariaDb);
+    let mark = evidence::mark(&site.server).unwrap();
+    let mut agent = Agent::start(ENFORCE).unwrap();
+    let (stop, secure, refused) = (
+        AtomicBool::new(false),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+    );
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let at = site.server.at(site.net.app.db_v4());
+                    let (mut raw, _) = Raw::greeted(&site.net.app, at).unwrap();
+                    raw.send(&ssl_request()).unwrap();
+                    let mut raw = raw.into_tls().unwrap();
+                    raw.send(&site.server.open_login().packet_over_tls())
+                        .unwrap();
+                    assert!(raw.receive().unwrap().is_ok());
+                    raw.quit().unwrap();
+                    secure.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // It may have to wait for the next agent.
+                    let answer = site.plaintext().receive().unwrap();
+                    assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Also when a step fails: the others would go on for ever.
+        let _stop = Stop(&stop);
+        for _ in 0..rounds {
+            agent.kill().unwrap();
+            thread::sleep(Duration::from_millis(100));
+            agent.start_again().unwrap();
+            thread::sleep(Duration::from_millis(300));
+            assert!(agent.terminate().unwrap().success());
+            agent.start_again().unwrap();
+            thread::sleep(Duration::from_millis(300));
+        }
+    });
+    let (secure, refused) = (secure.into_inner(), refused.into_inner());
+    println!("{rounds} kills and upgrades: {secure} TLS sessions, {refused} refusals");
+    assert!(secure > rounds * 10 && refused > rounds * 10);
+    let logins = evidence::logins(&site.server, OPEN_USER, mark).unwrap();
+    assert!(logins.len() >= secure, "{} are logged", logins.len());
+    assert_eq!(
+        attack::plaintext_logins(&site.server, mark).unwrap(),
+        [""; 0]
+    );
+}
