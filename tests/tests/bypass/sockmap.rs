@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use musttls_tests::bpf::Attr;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
@@ -26,6 +27,12 @@ pub(crate) struct Sockmap(OwnedFd);
 impl Sockmap {
     /// With values of `value_len` bytes: 4, or 8, in which the kernel tells cookies.
     pub(crate) fn new(value_len: u32) -> Result<Self> {
+        // Before Linux 5.11 maps count against it.
+        let limit = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        setrlimit(Resource::Memlock, limit).context("lift RLIMIT_MEMLOCK")?;
         let mut attr = Attr::default();
         attr.u32(0, SOCKMAP)
             .u32(4, 4)

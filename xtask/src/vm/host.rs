@@ -83,6 +83,18 @@ const LACKING: &[(&str, &str, &str, &str)] = &[
         "Debian's cloud kernel 5.10 is built without CONFIG_MPTCP",
     ),
     (
+        "5.10",
+        "bypass",
+        "settings_of_a_listener_that_is_covered_by_port",
+        "its listener is one of MPTCP, as above",
+    ),
+    (
+        "5.10",
+        "bypass",
+        "sockmap_without_a_program",
+        "before Linux 5.17 the kernel does not tell which sockmaps have programs: all are an alarm",
+    ),
+    (
         "7",
         "bypass",
         "clients_of_a_listener_of_smc",
