@@ -31,6 +31,12 @@ pub fn here(duration: Duration) -> Duration {
     duration * *FACTOR
 }
 
+/// Whether this machine is one on which clients may be too slow for what a fast one shows.
+#[must_use]
+pub fn is_slow() -> bool {
+    *FACTOR > 1
+}
+
 /// Asks `look` until it has an answer; after `deadline` it fails and names `what` was waited for.
 pub fn until<T>(
     what: &str,

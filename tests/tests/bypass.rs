@@ -334,9 +334,14 @@ fn sockmap_without_a_program_is_no_alarm() {
     let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
     let to = server.at(Ipv4Addr::LOCALHOST.into());
     let client = net.db.run(|| TcpStream::connect(to)).unwrap().unwrap();
-    let map = Sockmap::new(4).unwrap();
-    map.put(&accepted(&server, client.local_addr().unwrap()))
+    let from = client.local_addr().unwrap();
+    // Now the server has accepted it.
+    Raw::over(client.try_clone().unwrap())
+        .unwrap()
+        .greeting()
         .unwrap();
+    let map = Sockmap::new(4).unwrap();
+    map.put(&accepted(&server, from)).unwrap();
     let agent = Agent::start(ENFORCE).unwrap();
     assert_eq!(alarms(&agent), [Value::Null; 0]);
 }

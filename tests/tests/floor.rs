@@ -159,8 +159,15 @@ fn every_client_shows_the_alert(net: &Net, server: &Server, tls: Tls) -> usize {
             let what = format!("{:?} {client:?}: {}", server.product(), answer.text);
             assert!(!answer.is_in(), "{what}");
             let text = answer.text.to_lowercase().replace('_', " ");
-            // Behind the server's flight, MariaDB's client would rather speak of the certificate in it.
-            if client != Client::MariaDbCli || tls == Tls::V1_2 {
+            // Behind the server's flight, MariaDB's client would rather speak of the certificate in it; and on an emulated
+            // CPU the reset may come while a client still makes its key.
+            let behind = tls != Tls::V1_2;
+            let is_late = behind
+                && wait::is_slow()
+                && ["connection reset", "reason(0)"]
+                    .iter()
+                    .any(|word| text.contains(word));
+            if !(is_late || behind && client == Client::MariaDbCli) {
                 assert!(text.contains("tlsv1 alert protocol version"), "{what}");
             }
             refused += 1;

@@ -19,6 +19,7 @@ use musttls_tests::wire::REFUSED;
 
 const OBSERVE: &str = "mode = \"observe\"";
 const ENFORCE: &str = "mode = \"enforce\"";
+/// Behind the line that the harness writes itself.
 const BAD: &str = "mode = \"enforce\"\n\nmoode = \"observe\"";
 
 struct Site {
@@ -83,7 +84,7 @@ fn bad_file_keeps_the_policy_and_the_error_points_at_the_line() {
     agent.home().configure(BAD).unwrap();
     let (is_taken, text) = agent.reload().unwrap();
     assert!(!is_taken, "{text}");
-    let place = format!("{}:3:", agent.home().config().display());
+    let place = format!("{}:4:", agent.home().config().display());
     assert!(text.contains(&place) && text.contains("moode"), "{text}");
     assert_eq!(site.plaintext(), Some(REFUSED));
     agent.hang_up().unwrap();
@@ -112,7 +113,7 @@ fn bad_file_at_the_start_is_an_end_with_code_78() {
     let output = home.musttls(&["run"]).unwrap();
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("musttls.toml:3:"), "{text}");
+    assert!(text.contains("musttls.toml:4:"), "{text}");
 }
 
 #[test]
