@@ -15,7 +15,7 @@ pub mod sink;
 
 use std::time::Instant;
 
-use record::{Gap, Identity, Loss, Session};
+use record::{Gap, GateFault, Identity, Loss, Session};
 use sink::{AuditSink, SinkError, Stats};
 
 /// Numbers the records of this process and writes them.
@@ -56,6 +56,13 @@ impl AuditLog {
     pub fn gap(&mut self, gap: &Gap<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(gap.until_ms, now, |identity, sequence| {
             record::gap(identity, gap, sequence)
+        })
+    }
+
+    /// Writes that somebody has changed what attaches the gate.
+    pub fn gate_fault(&mut self, fault: &GateFault<'_>, now: Instant) -> Result<(), SinkError> {
+        self.number(fault.time_ms, now, |identity, sequence| {
+            record::gate_fault(identity, fault, sequence)
         })
     }
 

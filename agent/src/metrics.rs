@@ -28,6 +28,7 @@ use crate::audit::sink::{SinkError, Stats};
 use crate::bypass::{self, Look};
 use crate::cipher;
 use crate::config::{Config, Expiry};
+use crate::datapath::Fault;
 
 /// From the login to the ERR, in seconds. The servers' own refusal takes 70 to 200 us on a local
 /// network; above 1 s clients give up.
@@ -53,6 +54,7 @@ pub struct Metrics {
     servers: Gauge,
     servers_covered: Gauge,
     bypasses: Family<Labels<1>, Gauge>,
+    gate_faults: Family<Labels<1>, Counter>,
     events_lost: Family<Labels<1>, Counter>,
     listeners_unrecorded: Counter,
     held_segments: Family<Labels<1>, Counter>,
@@ -105,6 +107,11 @@ impl Metrics {
             servers: add(r, "servers", "Listeners of servers found"),
             servers_covered: add(r, "servers_covered", "Listeners the gate watches"),
             bypasses: add(r, "bypasses", "Ways past the gate that were found"),
+            gate_faults: add(
+                r,
+                "gate_faults",
+                "Changes by others of what attaches the gate",
+            ),
             events_lost: add(
                 r,
                 "bpf_events_lost",
@@ -272,6 +279,25 @@ impl Metrics {
                 self.bypasses.get_or_create(&labels).set(found);
             }
         }
+    }
+
+    /// Counts a change of the gate by somebody else.
+    pub fn gate_fault(&self, fault: Fault) {
+        self.gate_faults
+            .get_or_create(&one("fault", fault.as_str()))
+            .inc();
+    }
+
+    /// How often each happened.
+    pub fn gate_faults(&self) -> impl Iterator<Item = (Fault, u64)> {
+        let count = |fault: Fault| {
+            self.gate_faults
+                .get_or_create(&one("fault", fault.as_str()))
+                .get()
+        };
+        Fault::ALL
+            .into_iter()
+            .map(move |fault| (fault, count(fault)))
     }
 
     /// Tells that a configuration was taken over.

@@ -21,6 +21,13 @@ pub struct Status {
     /// Why the gate ends with the agent; none if it outlives it.
     #[serde(default)]
     pub ends_with_agent: Option<String>,
+    /// How often others have changed what attaches the gate, by what they did; it was put back, but for
+    /// [`Self::gate_errors`].
+    #[serde(default)]
+    pub gate_faults: BTreeMap<String, u64>,
+    /// What of it could not be put back, and why.
+    #[serde(default)]
+    pub gate_errors: Vec<String>,
     /// How much of what there is is covered.
     pub coverage: Coverage,
     /// Ways by which bytes reach servers without passing the gate.
@@ -183,6 +190,12 @@ impl fmt::Display for Status {
                 f,
                 "gate      stays on without the agent (musttls disarm takes it off)"
             )?;
+        }
+        for (fault, times) in self.gate_faults.iter().filter(|(_, times)| **times > 0) {
+            writeln!(f, "          found {fault} by somebody else: {times} times")?;
+        }
+        for error in &self.gate_errors {
+            writeln!(f, "ALARM     {error}")?;
         }
         writeln!(
             f,

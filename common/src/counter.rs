@@ -97,6 +97,16 @@ const BELOW_OBSERVED_BASE: usize = OUTCOMES_BASE + MAX_SERVERS * Outcome::ALL.le
 
 const _: () = assert!(Global::Hold as usize + crate::verdict::Hold::ALL.len() <= OUTCOMES_BASE);
 
+/// Indices of the global counters and of those of the first `servers` entries of the table of servers.
+pub fn of_servers(servers: usize) -> impl Iterator<Item = u32> {
+    let servers = servers.min(MAX_SERVERS);
+    let outcomes = 0..OUTCOMES_BASE + servers * Outcome::ALL.len();
+    let below_observed = BELOW_OBSERVED_BASE..BELOW_OBSERVED_BASE + servers;
+    outcomes
+        .chain(below_observed)
+        .map(|index| u32::try_from(index).unwrap_or(0))
+}
+
 /// Index of a server's outcome counter. A server out of range is counted as server 0.
 #[must_use]
 #[inline(always)]

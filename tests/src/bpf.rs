@@ -1,12 +1,16 @@
 //! The calls of `bpf(2)` that the tests and the measurements need: the gate's programs by name and what the kernel
-//! tells of them, an empty program to compare with, the kernel's own clock around each program.
+//! tells of them, an empty program to compare with, what others can do to a link, the kernel's own clock around each
+//! program.
 //!
 //! Source of all numbers and offsets: `include/uapi/linux/bpf.h`, Linux 6.12; they are ABI.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
@@ -15,7 +19,10 @@ const PROG_TEST_RUN: i32 = 10;
 const PROG_GET_NEXT_ID: i32 = 11;
 const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
+const OBJ_GET: i32 = 7;
 const LINK_CREATE: i32 = 28;
+const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
 const ENABLE_STATS: i32 = 32;
 
 /// `BPF_PROG_TYPE_CGROUP_SKB`.
@@ -220,9 +227,42 @@ pub fn verified_instructions() -> Result<BTreeMap<String, Option<u32>>> {
         .collect()
 }
 
-/// A program's place at a hook.
+/// A program's place at a hook. Closing it detaches the program, unless it is pinned.
 #[derive(Debug)]
-pub struct Link(#[expect(dead_code, reason = "closing it detaches the program")] OwnedFd);
+pub struct Link(OwnedFd);
+
+impl Link {
+    /// One that is pinned at `path`.
+    pub fn pinned(path: &Path) -> Result<Self> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = Attr::default();
+        attr.pointer(0, name.as_ptr());
+        // SAFETY: the path is a string with its NUL, which lives until the call returns.
+        let fd = unsafe { attr.call_for_fd(OBJ_GET) };
+        fd.map(Self)
+            .with_context(|| format!("open the link at {}", path.display()))
+    }
+
+    /// Detaches the program for good (Linux 5.9).
+    pub fn detach(&self) -> Result<()> {
+        let mut attr = Attr::default();
+        attr.fd(0, &self.0);
+        // SAFETY: the attributes hold no pointer.
+        unsafe { attr.call(LINK_DETACH) }
+            .context("detach a program")
+            .map(drop)
+    }
+
+    /// Puts `program` in the place of the one that is there.
+    pub fn replace(&self, program: &Program) -> Result<()> {
+        let mut attr = Attr::default();
+        attr.fd(0, &self.0).fd(4, &program.0);
+        // SAFETY: the attributes hold no pointer.
+        unsafe { attr.call(LINK_UPDATE) }
+            .context("replace a program")
+            .map(drop)
+    }
+}
 
 /// The kernel takes the time of every program as long as this lives (Linux 5.8).
 #[derive(Debug)]

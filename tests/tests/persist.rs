@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use musttls_tests::agent::Agent;
 use musttls_tests::attack;
 use musttls_tests::audit::Record;
+use musttls_tests::bpf::{Hook, Link, Program};
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
 use musttls_tests::netns::Net;
@@ -200,11 +201,60 @@ fn exceptions_hold_and_end_without_an_agent() {
     assert!(site.is_refused());
 }
 
+/// What root can do to the gate by mistake or on purpose is undone within a second or two, and told.
+#[test]
+fn gate_that_somebody_changes_is_put_back() {
+    let site = Site::new(Product::MariaDb);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let links = pinned().join("links");
+    let faults = |fault: &str| agent.status().unwrap()["gate_faults"][fault].as_u64();
+    let ingress = links.join("on_ingress");
+    for (fault, change) in [
+        (
+            "detached",
+            (|path| Link::pinned(path).unwrap().detach().unwrap()) as fn(&Path),
+        ),
+        ("replaced", |path| {
+            let empty = Program::empty(Hook::Ingress).unwrap();
+            Link::pinned(path).unwrap().replace(&empty).unwrap();
+        }),
+        ("unpinned", |path| fs::remove_file(path).unwrap()),
+    ] {
+        assert_eq!(faults(fault), Some(0));
+        change(&ingress);
+        wait::until_true("the gate to be put back", PATIENCE, || {
+            Ok(faults(fault) == Some(1))
+        })
+        .unwrap();
+        assert!(site.is_refused(), "{fault}");
+        let record = agent
+            .await_record("of what was done", |record| {
+                record.text("/unmapped/fault") == fault
+            })
+            .unwrap();
+        assert_eq!(
+            record.text("/unmapped/program"),
+            "on_ingress",
+            "{}",
+            record.line
+        );
+        assert!(ingress.exists(), "{fault}");
+    }
+    site.tls_passes();
+    let faults = agent.status().unwrap()["gate_faults"].clone();
+    let once = serde_json::json!({ "detached": 1, "replaced": 1, "unpinned": 1 });
+    assert_eq!(faults, once, "what was put back stays");
+}
+
+fn pinned() -> PathBuf {
+    let pins = Path::new("/sys/fs/bpf/musttls");
+    fs::read_dir(pins).unwrap().next().unwrap().unwrap().path()
+}
+
 /// What is pinned, as if an agent of another release had: its records cannot be taken over. Returns where it is.
 fn of_another_release() -> PathBuf {
-    let pins = Path::new("/sys/fs/bpf/musttls");
-    let own = fs::read_dir(pins).unwrap().next().unwrap().unwrap().path();
-    let other = pins.join("abi-60000");
+    let own = pinned();
+    let other = own.with_file_name("abi-60000");
     fs::rename(&own, &other).unwrap();
     other
 }

@@ -14,8 +14,9 @@ use musttls_common::verdict::{Mode, Reason};
 use serde::Serialize;
 
 use super::shape::{
-    Actor, ActorUser, Device, Endpoint, GapRecord, GapUnmapped, LossRecord, LossUnmapped, Metadata,
-    Named, Policy, Process, Product, Proxied as ProxiedShape, SessionRecord, Tls, Unmapped, User,
+    Actor, ActorUser, Device, Endpoint, FaultUnmapped, GapUnmapped, LifecycleRecord, LossRecord,
+    LossUnmapped, Metadata, Named, Policy, Process, Product, Proxied as ProxiedShape,
+    SessionRecord, Tls, Unmapped, User,
 };
 use crate::cipher;
 use crate::config::{Floor, REQUIRE_TLS};
@@ -190,6 +191,25 @@ pub struct Gap<'s> {
     pub sessions: BTreeMap<&'s str, u64>,
 }
 
+/// Somebody has changed what attaches the gate.
+#[derive(Clone, Debug)]
+pub struct GateFault<'s> {
+    /// When all was well last, in milliseconds of Unix time.
+    pub since_ms: i64,
+    /// When this was found.
+    pub time_ms: i64,
+    /// Name of the policy in force: the path of its file.
+    pub policy_name: &'s str,
+    /// Its version.
+    pub policy_version: u32,
+    /// The program of the gate that it is about.
+    pub program: &'s str,
+    /// The word used in `musttls_gate_faults_total`.
+    pub fault: &'s str,
+    /// Whether it is as it was again.
+    pub mended: bool,
+}
+
 /// The line of a session, without its newline.
 #[must_use]
 pub fn session(identity: &Identity, session: &Session<'_>, sequence: u64) -> String {
@@ -225,7 +245,7 @@ pub fn loss(identity: &Identity, loss: &Loss<'_>, sequence: u64) -> String {
 #[must_use]
 pub fn gap(identity: &Identity, gap: &Gap<'_>, sequence: u64) -> String {
     let seconds = gap.until_ms.saturating_sub(gap.since_ms).max(0) / 1000;
-    line(&GapRecord {
+    line(&LifecycleRecord {
         class_uid: 6002,
         class_name: "Application Lifecycle",
         category_uid: 6,
@@ -249,6 +269,45 @@ pub fn gap(identity: &Identity, gap: &Gap<'_>, sequence: u64) -> String {
         unmapped: GapUnmapped {
             schema_version: SCHEMA,
             sessions: &gap.sessions,
+        },
+    })
+}
+
+/// The line about a change of the gate by somebody else, without its newline.
+#[must_use]
+pub fn gate_fault(identity: &Identity, fault: &GateFault<'_>, sequence: u64) -> String {
+    let GateFault { program, .. } = fault;
+    let after = if fault.mended {
+        "it is as it was again"
+    } else {
+        "it is still so"
+    };
+    line(&LifecycleRecord {
+        class_uid: 6002,
+        class_name: "Application Lifecycle",
+        category_uid: 6,
+        category_name: "Application Activity",
+        activity_id: 7,
+        activity_name: "Disable",
+        type_uid: 600_207,
+        time: fault.time_ms,
+        start_time: fault.since_ms,
+        severity_id: 4,
+        severity: "High",
+        message: format!("{program} was found {}; {after}", fault.fault),
+        app: Product::this(),
+        policy: Policy {
+            name: fault.policy_name,
+            version: fault.policy_version.to_string(),
+            is_applied: fault.mended,
+        },
+        device: Device::of(identity),
+        metadata: Metadata::of(identity, sequence, &["host", "security_control"]),
+        unmapped: FaultUnmapped {
+            schema_version: SCHEMA,
+            fault: fault.fault,
+            program,
+            mended: fault.mended,
         },
     })
 }

@@ -269,7 +269,7 @@ pub(super) struct LossUnmapped<'s> {
 }
 
 #[derive(Serialize)]
-pub(super) struct GapRecord<'s> {
+pub(super) struct LifecycleRecord<'s, U> {
     pub(super) class_uid: u32,
     pub(super) class_name: &'s str,
     pub(super) category_uid: u32,
@@ -286,7 +286,15 @@ pub(super) struct GapRecord<'s> {
     pub(super) policy: Policy<'s>,
     pub(super) device: Device<'s>,
     pub(super) metadata: Metadata<'s>,
-    pub(super) unmapped: GapUnmapped<'s>,
+    pub(super) unmapped: U,
+}
+
+#[derive(Serialize)]
+pub(super) struct FaultUnmapped<'s> {
+    pub(super) schema_version: u32,
+    pub(super) fault: &'s str,
+    pub(super) program: &'s str,
+    pub(super) mended: bool,
 }
 
 #[derive(Serialize)]

@@ -85,6 +85,18 @@ fn gap() -> Gap<'static> {
     }
 }
 
+fn gate_fault() -> GateFault<'static> {
+    GateFault {
+        since_ms: 1_795_324_677_391,
+        time_ms: 1_795_324_678_391,
+        policy_name: "/etc/musttls/musttls.toml",
+        policy_version: 41,
+        program: "on_ingress",
+        fault: "detached",
+        mended: true,
+    }
+}
+
 fn failed_tls() -> Transport<'static> {
     Transport::Tls {
         endpoints: endpoints(),
@@ -166,6 +178,10 @@ fn samples() -> Vec<(&'static str, String)> {
         (
             "A time without an agent",
             record::gap(&identity(), &gap(), 1),
+        ),
+        (
+            "A gate that somebody has changed",
+            record::gate_fault(&identity(), &gate_fault(), 211),
         ),
         (
             "TLS",

@@ -36,6 +36,8 @@ const NAMING_SHARE: u32 = 10;
 const TICK: Duration = Duration::from_secs(1);
 /// How often the ring of sessions is looked into: the gate wakes the agent only when much is in it.
 const DRAIN: Duration = Duration::from_millis(100);
+/// The same where nothing was in it.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
 /// Sessions that are recorded before other events get their turn.
 const BATCH: usize = 4096;
 
@@ -66,7 +68,7 @@ impl Daemon {
         let mut named = false;
         let mut naming = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut tick = tokio::time::interval(TICK);
-        let mut drain = tokio::time::interval(DRAIN);
+        let mut drain = std::pin::pin!(tokio::time::sleep(DRAIN));
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => break,
@@ -84,8 +86,9 @@ impl Daemon {
                     named = true;
                 }
                 () = &mut naming, if named => named = false,
-                _ = drain.tick() => {
-                    self.drain();
+                () = &mut drain => {
+                    let pause = if self.drain() > 0 { DRAIN } else { DRAIN_IDLE };
+                    drain.as_mut().reset(Instant::now() + pause);
                 }
                 Some((command, reply)) = self.commands.recv() => {
                     let answer = self.command(command);
@@ -134,7 +137,7 @@ impl Daemon {
 
     /// Takes what is still in flight, and ends.
     fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.refusal_thread.stop.store(true, Ordering::Relaxed);
         if let Some(refusals) = self.refusals.take() {
             match refusals.join() {
                 Ok(Ok(())) => {}
@@ -145,23 +148,23 @@ impl Daemon {
         while let Ok(report) = self.reports.try_recv() {
             self.report(report);
         }
-        while self.drain() {}
+        while self.drain() == BATCH {}
         self.tick();
         if let Err(error) = std::fs::remove_file(&self.config.control) {
             tracing::debug!(%error, "remove the control socket");
         }
     }
 
-    /// Records sessions that the gate reports, a batch at a time. Returns whether there may be more.
-    fn drain(&mut self) -> bool {
-        for _ in 0..BATCH {
+    /// Records sessions that the gate reports, up to a batch. Returns how many.
+    fn drain(&mut self) -> usize {
+        for done in 0..BATCH {
             match self.sessions.get_mut().next_record() {
                 Some(Ok(record)) => self.recorder.session(&record),
                 Some(Err(error)) => self.recorder.unreadable(&error),
-                None => return false,
+                None => return done,
             }
         }
-        true
+        BATCH
     }
 
     pub(super) fn report(&mut self, report: Report) {
@@ -172,13 +175,14 @@ impl Daemon {
     }
 
     pub(super) fn tick(&mut self) {
+        self.check_gate();
         self.ready_if_covered();
         let now = clock::wall();
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.recompile(now);
         }
         self.tagger.let_outgoing_go();
-        let totals = self.counters.totals();
+        let totals = self.totals();
         self.metrics.set_kernel_counters(&self.config, &totals);
         let coverage = self.coverage();
         self.metrics
@@ -186,6 +190,17 @@ impl Daemon {
         self.metrics.set_bypasses(&self.watch.last);
         self.recorder.settle(&totals);
         self.note(&totals);
+        // The service manager starts the agent again if either thread hangs.
+        if self.refusal_thread.turned.swap(false, Ordering::Relaxed)
+            && sd_notify::watchdog_enabled().is_some()
+        {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+
+    pub(super) fn totals(&self) -> Vec<u64> {
+        // Entry 0 is the one of servers without settings of their own.
+        self.counters.totals(1 + self.server_names.len())
     }
 
     fn command(&mut self, command: Command) -> Answer {

@@ -31,7 +31,7 @@ impl Daemon {
         }
         let mark = self.told.mark()?;
         let name = self.path.display().to_string();
-        let gap = gap(&mark, &self.counters.totals(), &name, version);
+        let gap = gap(&mark, &self.totals(), &name, version);
         self.recorder.resume(&mark.counters, &gap);
         tracing::info!(
             since_ms = gap.since_ms,

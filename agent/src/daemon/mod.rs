@@ -8,6 +8,7 @@
 //! | `reload` | a policy comes into force: reload, an exception that ended, a clock that was set |
 //! | `former` | what an agent leaves to the next |
 //! | `coverage` | servers are looked for, their listeners are named, the service manager is told |
+//! | `watch` | whether the gate is as it was left |
 //! | `status` | what `musttls status` shows |
 //! | `recorder` | events and refusals to audit records, metrics, losses |
 //! | [`lock`] | one agent a host |
@@ -20,10 +21,12 @@ mod recorder;
 mod reload;
 mod start;
 mod status;
+mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -38,7 +41,7 @@ use crate::control::Pending;
 use crate::datapath::{self, Counters, PolicyTables, Ring, Told, UnixProbe, cgroup, pins};
 use crate::error;
 use crate::metrics::Metrics;
-use crate::refusal::Report;
+use crate::refusal::{Report, ThreadState};
 use crate::servers::unix::Poller;
 use crate::servers::{Registry, Tagger};
 use events::Signals;
@@ -101,7 +104,7 @@ struct Daemon {
     recorder: Recorder,
     metrics: Arc<Metrics>,
     started: Timestamp,
-    stop: Arc<AtomicBool>,
+    refusal_thread: Arc<ThreadState>,
     refusals: Option<std::thread::JoinHandle<std::io::Result<()>>>,
     /// The root of cgroup v2, kept open as long as the gate is attached to it.
     gate: Gate,
@@ -110,11 +113,15 @@ struct Daemon {
 /// What must live as long as the gate.
 struct Gate {
     programs: datapath::Gate,
-    _root: cgroup::Root,
+    root: cgroup::Root,
+    /// When all was found in order last, in milliseconds of Unix time.
+    seen_ms: i64,
+    /// What others have changed and could not be put back, by program.
+    errors: BTreeMap<&'static str, String>,
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.refusal_thread.stop.store(true, Ordering::Relaxed);
     }
 }

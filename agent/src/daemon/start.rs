@@ -1,10 +1,11 @@
 //! The order of the start: what can fail without the gate comes first, then the gate with its policy, then who it has held.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener as StdTcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
 use crate::error::{self, Failed, NotPermitted};
 use crate::metrics::{self, BuildInfo, Metrics};
 use crate::policy::{self, Tables};
-use crate::refusal::Engine;
+use crate::refusal::{Engine, ThreadState};
 use crate::servers::unix::Poller;
 use crate::servers::{Registry, Tagger};
 
@@ -76,7 +77,6 @@ impl Daemon {
             lost.clone(),
         )
         .context("start the refusal thread")?;
-        let stop = Arc::new(AtomicBool::new(false));
 
         let (command, commands) = mpsc::channel(16);
         tokio::spawn(control::serve(control, command));
@@ -123,12 +123,14 @@ impl Daemon {
             poller: Poller::default(),
             metrics,
             started: now,
-            stop,
+            refusal_thread: Arc::default(),
             refusals: None,
             config,
             gate: Gate {
                 programs: datapath.gate,
-                _root: root,
+                root,
+                seen_ms: now.as_millisecond(),
+                errors: BTreeMap::new(),
             },
         };
         if let Some(version) = place.former_policy {
@@ -141,7 +143,7 @@ impl Daemon {
         }
         daemon.tagger.forget_ports();
         // Not before it is known whose the sessions are that a former gate has held.
-        daemon.refusals = Some(start_refusals(engine, daemon.stop.clone())?);
+        daemon.refusals = Some(start_refusals(engine, daemon.refusal_thread.clone())?);
         daemon.tick();
         if daemon.ends_with_agent.is_some() {
             daemon.gate.programs.end_with_agent()?;
@@ -214,11 +216,11 @@ fn attach(pins: Option<Pins>, policy: &Tables, root: BorrowedFd<'_>) -> Result<D
 
 fn start_refusals(
     engine: Engine,
-    stop: Arc<AtomicBool>,
+    state: Arc<ThreadState>,
 ) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
     std::thread::Builder::new()
         .name("refusals".to_owned())
-        .spawn(move || engine.run(&stop))
+        .spawn(move || engine.run(&state))
         .context("start the refusal thread")
 }
 

@@ -14,7 +14,7 @@ use crate::status::{Alarm, Audit, Coverage, Listener, Policy, Server, Status};
 
 impl Daemon {
     pub(super) fn status(&self) -> Status {
-        let totals = self.counters.totals();
+        let totals = self.totals();
         let audit = self.recorder.audit();
         let servers = self.server_statuses();
         Status {
@@ -29,6 +29,12 @@ impl Daemon {
                 rejected: self.rejected.clone(),
             },
             ends_with_agent: self.ends_with_agent.clone(),
+            gate_faults: self
+                .metrics
+                .gate_faults()
+                .map(|(fault, times)| (fault.as_str().to_owned(), times))
+                .collect(),
+            gate_errors: self.gate.errors.values().cloned().collect(),
             coverage: self.coverage_of(&servers),
             alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),
             unchecked: self.watch.last.unchecked_lines(),

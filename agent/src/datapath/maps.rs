@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, SkStorage};
-use musttls_common::counter::Mark;
+use musttls_common::counter::{self, COUNTERS, Mark};
 use musttls_common::event::Event;
 use musttls_common::session::{Listener, SocketRecord};
 
@@ -15,13 +15,19 @@ use crate::clock;
 pub struct Counters(pub(super) PerCpuArray<MapData, u64>);
 
 impl Counters {
-    /// All counters, summed over the CPUs.
+    /// The counters, summed over the CPUs: those of the entries of the table of servers from `servers` on, which are not in
+    /// use, are not read.
     #[must_use]
-    pub fn totals(&self) -> Vec<u64> {
-        self.0
-            .iter()
-            .map(|values| values.map_or(0, |values| values.iter().sum()))
-            .collect()
+    pub fn totals(&self, servers: usize) -> Vec<u64> {
+        let mut totals = vec![0; COUNTERS];
+        for index in counter::of_servers(servers) {
+            let place = usize::try_from(index).ok();
+            if let Some(total) = place.and_then(|place| totals.get_mut(place)) {
+                let values = self.0.get(&index, 0);
+                *total = values.map_or(0, |values| values.iter().sum());
+            }
+        }
+        totals
     }
 }
 

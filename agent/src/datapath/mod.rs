@@ -1,6 +1,7 @@
 //! The gate as the agent sees it: load, attach, fill tables, read rings and counters. The only user of aya.
 
 pub mod cgroup;
+mod links;
 mod maps;
 mod outgoing;
 pub mod pins;
@@ -14,16 +15,14 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, ProgramArray, RingBuf};
-use aya::programs::links::{FdLink, LinkError};
-use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, ProgramError, SockOps,
-};
+use aya::programs::{CgroupSkb, FEntry, ProgramError, SockOps};
 use aya::{Btf, Ebpf, EbpfLoader};
+use links::Links;
 use musttls_common::event::{Event, LOGIN_HEAD_LEN, UnixPeer};
 use musttls_common::mysql::USER_MAX;
-use pins::Link;
 use tokio::io::unix::AsyncFd;
 
+pub use links::{Fault, Found};
 pub use maps::{Counters, Held, Listeners, Told};
 pub use outgoing::Outgoing;
 pub use pins::Pins;
@@ -39,20 +38,20 @@ pub const UNIX_CONNECT: &str = "security_unix_stream_connect";
 
 /// The programs and their links: dropping it takes the gate off, unless it is pinned.
 pub struct Gate {
-    #[expect(dead_code, reason = "keeps the programs attached")]
     programs: Ebpf,
-    #[expect(
-        dead_code,
-        reason = "keeps the programs attached that are pinned no more"
-    )]
-    links: Vec<Link>,
+    links: Links,
     pins: Option<Pins>,
 }
 
 impl Gate {
     /// From now on the gate ends with this agent.
-    pub fn end_with_agent(&self) -> Result<()> {
-        self.pins.as_ref().map_or(Ok(()), Pins::unpin)
+    pub fn end_with_agent(&mut self) -> Result<()> {
+        self.pins.take().map_or(Ok(()), |pins| pins.unpin())
+    }
+
+    /// Looks whether its programs are attached to the root cgroup as they were, and puts back what is not.
+    pub fn check(&mut self, root: BorrowedFd<'_>) -> Vec<Found> {
+        self.links.check(&self.programs, root, self.pins.as_ref())
     }
 }
 
@@ -116,7 +115,10 @@ impl Loaded {
     pub fn attach(mut self, policy: PolicyTables, root: BorrowedFd<'_>) -> Result<Datapath> {
         let mut told = Told(take(&mut self.gate, "TOLD")?);
         told.begin()?;
-        let links = self.attach_programs(root)?;
+        let links = Links::attach(&self.gate, root, self.pins.as_ref())?;
+        if let Some(pins) = &self.pins {
+            pins.let_former_go()?;
+        }
         let gate = &mut self.gate;
         let unix_probe = attached(attach_unix_probe(gate));
         Ok(Datapath {
@@ -142,70 +144,7 @@ impl Loaded {
             },
         })
     }
-
-    /// Attaches all programs. Returns those links that are pinned.
-    fn attach_programs(&mut self, root: BorrowedFd<'_>) -> Result<Vec<Link>> {
-        let mut links = Vec::new();
-        for name in ATTACHED {
-            links.extend(self.attach_program(name, root)?);
-        }
-        if let Some(pins) = &self.pins {
-            pins.let_former_go()?;
-        }
-        Ok(links)
-    }
-
-    /// Attaches a program. Returns its link if that is pinned.
-    fn attach_program(&mut self, name: &str, root: BorrowedFd<'_>) -> Result<Option<Link>> {
-        if let Some(pins) = &self.pins
-            && let Some(link) = pins.link(name)?
-        {
-            let program = self
-                .gate
-                .program(name)
-                .with_context(|| format!("the gate has no program {name}"))?;
-            let fd = program
-                .fd()
-                .with_context(|| format!("the descriptor of the gate's program {name}"))?;
-            link.update(fd.as_fd())
-                .with_context(|| format!("put {name} in the place of the former agent's"))?;
-            return Ok(Some(link));
-        }
-        let attach = || format!("attach {name} to the root cgroup");
-        let single = CgroupAttachMode::Single;
-        let link: Result<FdLink, LinkError> = if name == "on_sock_ops" {
-            let program: &mut SockOps = program(&mut self.gate, name)?;
-            let id = program.attach(root, single).with_context(attach)?;
-            if self.pins.is_none() {
-                return Ok(None);
-            }
-            program.take_link(id).with_context(attach)?.try_into()
-        } else {
-            let direction = if name == "on_egress" {
-                CgroupSkbAttachType::Egress
-            } else {
-                CgroupSkbAttachType::Ingress
-            };
-            let program: &mut CgroupSkb = program(&mut self.gate, name)?;
-            let id = program
-                .attach(root, direction, single)
-                .with_context(attach)?;
-            if self.pins.is_none() {
-                return Ok(None);
-            }
-            program.take_link(id).with_context(attach)?.try_into()
-        };
-        if let Some(pins) = &self.pins {
-            pins.pin(name, link.with_context(attach)?)?;
-            return pins.link(name);
-        }
-        Ok(None)
-    }
 }
-
-/// The programs that are attached to the root cgroup, in this order: egress before ingress, because a session whose
-/// greeting was not seen is held; `sock_ops` before ingress, because it takes over what ingress concludes of a third ACK.
-const ATTACHED: [&str; 3] = ["on_sock_ops", "on_egress", "on_ingress"];
 
 fn load(pins: Option<&Pins>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();

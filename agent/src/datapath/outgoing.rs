@@ -81,7 +81,7 @@ impl Outgoing {
     /// How many sessions it has not decided; one more if it holds any that it has denied.
     #[must_use]
     pub fn undecided(&self) -> u64 {
-        let totals = self.counters.totals();
+        let totals = self.counters.totals(MAX_SERVERS);
         let count = |server, outcome| {
             let index = usize::try_from(counter::outcome(server, outcome)).unwrap_or(usize::MAX);
             totals.get(index).copied().unwrap_or(0)

@@ -22,10 +22,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData};
-use aya::programs::links::FdLink;
 use musttls_common::ABI_VERSION;
 use musttls_common::policy::PolicyRoot;
 
+use super::links::ATTACHED;
 use super::sys;
 use super::tables::wait_for_programs;
 use crate::error::Failed;
@@ -136,10 +136,10 @@ impl Pins {
     }
 
     /// The link of the program `name`, if there is one.
-    pub(super) fn link(&self, name: &str) -> Result<Option<Link>> {
+    pub(super) fn link(&self, name: &str) -> Result<Option<OwnedFd>> {
         let path = self.link_path(name);
         match sys::pinned(&path) {
-            Ok(fd) => Ok(Some(Link(fd))),
+            Ok(fd) => Ok(Some(fd)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| {
                 Failed::new(
@@ -150,12 +150,20 @@ impl Pins {
         }
     }
 
-    /// Pins a new link.
-    pub(super) fn pin(&self, name: &str, link: FdLink) -> Result<()> {
+    /// Whether the link of the program `name` is the one with this number.
+    pub(super) fn has_link(&self, name: &str, id: u32) -> bool {
+        let link = sys::pinned(&self.link_path(name)).and_then(|link| sys::link_info(link.as_fd()));
+        link.is_ok_and(|link| link.id == id)
+    }
+
+    /// Pins a new link, in the place of what is there.
+    pub(super) fn pin_link(&self, name: &str, link: BorrowedFd<'_>) -> Result<()> {
         let path = self.link_path(name);
-        link.pin(&path)
-            .with_context(|| format!("pin {}", path.display()))?;
-        Ok(())
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sys::pin(link, &path),
+        }
+        .with_context(|| format!("pin {}", path.display()))
     }
 
     /// Pins what the new gate needs, before a link leads to it.
@@ -214,16 +222,6 @@ fn policy_version(gate: &Path) -> Option<u32> {
     Some(root.version)
 }
 
-/// A link: what attaches a program.
-pub(super) struct Link(OwnedFd);
-
-impl Link {
-    /// Puts `program` in the place of the one that is attached, in one step.
-    pub(super) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
-        sys::update_link(self.0.as_fd(), program)
-    }
-}
-
 /// Takes off every gate that is pinned, whatever its ABI, and all that belongs to it. Returns whether one was attached.
 pub fn disarm() -> Result<bool> {
     let root = Path::new(ROOT);
@@ -240,7 +238,7 @@ pub fn disarm() -> Result<bool> {
 pub(super) fn take_off(directory: &Path) -> Result<bool> {
     let mut attached = false;
     // Ingress first: without it nothing is held any more.
-    for name in super::ATTACHED.iter().rev() {
+    for (name, _) in ATTACHED.iter().rev() {
         let path = directory.join("links").join(name);
         match fs::remove_file(&path) {
             Ok(()) => attached = true,

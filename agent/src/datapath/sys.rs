@@ -4,23 +4,25 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_DELETE_ELEM: i32 = 3;
 const MAP_GET_NEXT_KEY: i32 = 4;
+const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const MAP_GET_NEXT_ID: i32 = 12;
 const MAP_GET_FD_BY_ID: i32 = 14;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 const PROG_QUERY: i32 = 16;
+const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
 
 /// Longest key that is read. The kernel's own limit is that of a sockhash (`MAX_BPF_STACK`).
 const KEY_MAX: usize = 512;
-/// `struct bpf_map_info` up to `name`.
+/// How much is read of `struct bpf_map_info`, `bpf_prog_info` and `bpf_link_info`: a map's up to `name`.
 const INFO_LEN: u32 = 40;
 
 /// A key: as many bytes of it as the map's keys have.
@@ -70,20 +72,8 @@ impl Map {
     }
 
     fn of(fd: OwnedFd) -> io::Result<Self> {
-        let mut info = [0_u8; INFO_LEN as usize];
-        let mut attr = InfoAttr {
-            fd: fd.as_raw_fd(),
-            len: INFO_LEN,
-            info: address(&mut info),
-        };
-        // SAFETY: `info` has the length that `attr` gives it.
-        unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
-        let number = |offset: usize| {
-            let bytes = info
-                .get(offset..)
-                .and_then(|bytes| bytes.first_chunk::<4>());
-            bytes.copied().map_or(0, u32::from_ne_bytes)
-        };
+        let info = Info::of(fd.as_fd())?;
+        let number = |offset| info.number(offset);
         // type, id, key_size, value_size, max_entries, map_flags, name
         if number(8) as usize > KEY_MAX {
             return Err(io::Error::new(
@@ -91,7 +81,7 @@ impl Map {
                 format!("its keys have {} bytes", number(8)),
             ));
         }
-        let name = info.get(24..).unwrap_or_default();
+        let name = info.0.get(24..).unwrap_or_default();
         let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
         Ok(Self {
             fd,
@@ -166,6 +156,82 @@ impl Map {
         unsafe { bpf(PROG_QUERY, &mut attr) }?;
         Ok(attr[6])
     }
+}
+
+/// The beginning of what the kernel tells of a map, a program or a link.
+struct Info([u8; INFO_LEN as usize]);
+
+impl Info {
+    fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut info = [0; INFO_LEN as usize];
+        let mut attr = InfoAttr {
+            fd: fd.as_raw_fd(),
+            len: INFO_LEN,
+            info: address(&mut info),
+        };
+        // SAFETY: `info` has the length that `attr` gives it, and asks for no list.
+        unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+        Ok(Self(info))
+    }
+
+    fn number(&self, offset: usize) -> u32 {
+        let bytes = self.0.get(offset..).and_then(<[u8]>::first_chunk);
+        bytes.copied().map_or(0, u32::from_ne_bytes)
+    }
+}
+
+/// What the kernel tells of a link to a cgroup.
+pub(super) struct LinkInfo {
+    pub(super) id: u32,
+    /// Number of the program.
+    pub(super) program: u32,
+    /// Whether it is attached: the number of the cgroup is not 0.
+    pub(super) is_attached: bool,
+}
+
+/// Asks for a link (Linux 5.8).
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // type, id, prog_id, padding, cgroup_id (64 bits)
+    let info = Info::of(link)?;
+    Ok(LinkInfo {
+        id: info.number(4),
+        program: info.number(8),
+        is_attached: info.number(16) != 0 || info.number(20) != 0,
+    })
+}
+
+/// The number of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // type, id
+    Ok(Info::of(program)?.number(4))
+}
+
+/// Attaches `program` to `cgroup`, beside what is there, for as long as the link is open or pinned (Linux 5.7).
+pub(super) fn create_link(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let number = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).unwrap_or_default();
+    // prog_fd, target_fd, attach_type, flags
+    let mut attr = [number(program), number(cgroup), attach_type, 0];
+    // SAFETY: it names no place.
+    let fd = unsafe { bpf(LINK_CREATE, &mut attr) }?;
+    // SAFETY: the kernel has just made it for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins what `fd` is at `path`.
+pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let mut path = CString::new(path.as_os_str().as_bytes())?.into_bytes_with_nul();
+    // pathname, bpf_fd and file_flags: on machines of either byte order the descriptor comes first
+    let [a, b, c, d] = fd.as_raw_fd().to_ne_bytes();
+    let mut attr = [
+        address(&mut path),
+        u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]),
+    ];
+    // SAFETY: `path` is a string with its NUL.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
 /// The number of the map behind the one numbered `id`; `NotFound` behind the last. Needs `CAP_SYS_ADMIN`.

@@ -46,8 +46,10 @@ const LET_GO: Duration = Duration::from_secs(1);
 /// takes a microsecond or two, gets EPERM and counts a handshake error; one that waits for the socket does not.
 /// After the greeting it begins to wait at once, unless it is short of CPU: this is its time to do so.
 const SETTLE: Duration = Duration::from_millis(10);
-/// How often the map of held sessions is looked through for ones whose event was lost.
+/// How often the map of held sessions is looked through for ones whose event was lost: while there are refusals, and
+/// while there are none.
 const SWEEP: Duration = Duration::from_millis(250);
+const SWEEP_IDLE: Duration = Duration::from_secs(1);
 /// After this long, a session that waits for its greeting and is not in the map of held ones is gone: its end was
 /// not reported, or the map was full and nothing is known of it.
 const FORGET: Duration = Duration::from_mins(1);
@@ -111,6 +113,15 @@ pub enum Report {
     Refused(Box<Refused>),
     /// A record could not be read.
     Unreadable(io::Error),
+}
+
+/// What the daemon and the refusal thread have in common.
+#[derive(Debug, Default)]
+pub struct ThreadState {
+    /// Tells the thread to end.
+    pub stop: AtomicBool,
+    /// Set each time the thread turns to its work, once a second at least: whoever clears it sees whether it still does.
+    pub turned: AtomicBool,
 }
 
 /// The refusal thread's state.
@@ -201,13 +212,15 @@ impl Engine {
         })
     }
 
-    /// Works until `stop` is set.
-    pub fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
+    /// Works until it is told to stop.
+    pub fn run(mut self, state: &ThreadState) -> io::Result<()> {
         let mut events = Vec::with_capacity(1);
         let mut swept = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
+        while !state.stop.load(Ordering::Relaxed) {
+            state.turned.store(true, Ordering::Relaxed);
+            let pause = if self.is_idle() { SWEEP_IDLE } else { SWEEP };
             let timeout = self
-                .next_deadline(swept + SWEEP)
+                .next_deadline(swept + pause)
                 .saturating_duration_since(Instant::now());
             let timeout = rustix::event::Timespec {
                 tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(1),
@@ -226,12 +239,19 @@ impl Engine {
             self.refuse_waiting();
             self.land_due();
             self.reset_overdue();
-            if swept.elapsed() >= SWEEP {
+            if swept.elapsed() >= pause {
                 self.sweep();
                 swept = Instant::now();
             }
         }
         Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+            && self.told.is_empty()
+            && self.landing.is_empty()
+            && self.given_up.is_empty()
     }
 
     fn next_deadline(&self, sweep: Instant) -> Instant {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use musttls_common::counter::Global;
 
 use super::Recorder;
-use crate::audit::record::{Gap, Loss};
+use crate::audit::record::{Gap, GateFault, Loss};
 use crate::clock;
 
 impl Recorder {
@@ -59,6 +59,14 @@ impl Recorder {
             self.told.insert(reason, total);
         }
         if let Err(error) = self.audit.gap(gap, Instant::now()) {
+            // Counted and reported by the sink.
+            tracing::trace!(error = error.as_str(), "audit record lost");
+        }
+    }
+
+    /// Records that somebody has changed the gate.
+    pub(in crate::daemon) fn gate_fault(&mut self, fault: &GateFault<'_>) {
+        if let Err(error) = self.audit.gate_fault(fault, Instant::now()) {
             // Counted and reported by the sink.
             tracing::trace!(error = error.as_str(), "audit record lost");
         }
