@@ -7,9 +7,9 @@ use crate::error;
 use crate::servers::{self, ScanError};
 
 impl Daemon {
-    /// Looks for servers and tags their listeners.
-    pub(super) fn refresh(&mut self) {
-        let (mut found, errors) = match servers::find() {
+    /// Looks for servers, among all processes or those that are likely to be new, and tags their listeners.
+    pub(super) fn refresh(&mut self, among_all: bool) {
+        let (mut found, errors) = match self.finder.find(among_all) {
             Ok(found) => found,
             Err(error) => {
                 let error =
@@ -89,7 +89,7 @@ impl Daemon {
                 Err(error) => self.recorder.unreadable(&error),
             }
         }
-        self.refresh();
+        self.refresh(true);
         let known: Vec<u64> = self
             .registry
             .servers()

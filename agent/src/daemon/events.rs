@@ -105,7 +105,7 @@ impl Daemon {
                 _ = signals.reopen.recv() => self.recorder.reopen(),
                 () = &mut refresh => {
                     let began = clock::thread_cpu();
-                    self.refresh();
+                    self.refresh(false);
                     self.poll_unix();
                     let pause = REFRESH.max(clock::thread_cpu().saturating_sub(began) * REFRESH_SHARE);
                     refresh.as_mut().reset(Instant::now() + pause);

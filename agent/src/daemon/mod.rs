@@ -43,7 +43,7 @@ use crate::error;
 use crate::metrics::Metrics;
 use crate::refusal::{Report, ThreadState};
 use crate::servers::unix::Poller;
-use crate::servers::{Registry, Tagger};
+use crate::servers::{Finder, Registry, Tagger};
 use events::Signals;
 use recorder::Recorder;
 use reload::Compiled;
@@ -95,6 +95,7 @@ struct Daemon {
     commands: mpsc::Receiver<Pending>,
     registry: Arc<Registry>,
     tagger: Tagger,
+    finder: Finder,
     scan_errors: Vec<String>,
     watch: Watch,
     /// Whether the service manager has been told that everything found is covered.

@@ -139,7 +139,7 @@ impl Daemon {
             return Err(error);
         }
         // Servers may have settings of their own now.
-        self.refresh();
+        self.refresh(false);
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

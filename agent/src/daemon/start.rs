@@ -27,7 +27,7 @@ use crate::metrics::{self, BuildInfo, Metrics};
 use crate::policy::{self, Tables};
 use crate::refusal::{Engine, ThreadState};
 use crate::servers::unix::Poller;
-use crate::servers::{Registry, Tagger};
+use crate::servers::{Finder, Registry, Tagger};
 
 /// Reports of the refusal thread that may wait: 1.5 KiB each at the most.
 const REPORTS: usize = 4096;
@@ -116,6 +116,7 @@ impl Daemon {
             ),
             registry,
             tagger,
+            finder: Finder::default(),
             scan_errors: Vec::new(),
             watch: Watch::default(),
             ready: false,
@@ -137,7 +138,7 @@ impl Daemon {
             daemon.adopt(version)?;
         }
         daemon.in_force(policy_version, now);
-        daemon.refresh();
+        daemon.refresh(true);
         if let Some(error) = daemon.scan_errors.first() {
             return Err(NotPermitted(error.clone()).into());
         }

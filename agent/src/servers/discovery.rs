@@ -1,12 +1,13 @@
 //! Reads procfs.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use procfs::net::{TcpState, UnixState};
-use procfs::process::{FDTarget, Process, all_processes};
+use procfs::process::{FDTarget, Process};
 
 use super::{Listener, OTHER_PROTOCOLS, Protocol, Server, UnixListener};
 use crate::socket::{self, Kind};
@@ -37,33 +38,77 @@ pub struct ScanError {
     pub source: procfs::ProcError,
 }
 
-/// Finds the server processes of this host, and what was in the way of some.
-///
-/// A process that ends meanwhile is not there; that is no error.
-pub fn find() -> Result<(Vec<Server>, Vec<ScanError>), procfs::ProcError> {
-    let mut servers = Vec::new();
-    let mut errors = Vec::new();
-    for process in all_processes()?.flatten() {
-        let looked = match program(&process) {
-            Ok(Some(program)) => {
-                look_into(&process, program.clone()).map_err(|error| (program, error))
+/// Looks for the server processes of this host, again and again.
+#[derive(Debug, Default)]
+pub struct Finder {
+    /// Processes that were no server's when they were looked at.
+    others: HashSet<i32>,
+    round: i32,
+}
+
+/// Of the processes that were no server's, each is looked at again in one of so many rounds: its number may be another's
+/// by now, or it has become a server without listening anew (`execve(2)`).
+const ROUNDS: i32 = 10;
+
+impl Finder {
+    /// Finds the server processes, and what was in the way of some. With `all`, each process is looked at.
+    ///
+    /// A process that ends meanwhile is not there; that is no error.
+    pub fn find(&mut self, all: bool) -> Result<(Vec<Server>, Vec<ScanError>), procfs::ProcError> {
+        let mut servers = Vec::new();
+        let mut errors = Vec::new();
+        let mut others = HashSet::new();
+        self.round = (self.round + 1) % ROUNDS;
+        for pid in pids()? {
+            if !all && pid % ROUNDS != self.round && self.others.contains(&pid) {
+                others.insert(pid);
+                continue;
             }
-            Ok(None) => continue,
-            Err(failed) => Err(failed),
-        };
-        match looked {
-            Ok(server) => servers.push(server),
-            Err((_, procfs::ProcError::NotFound(_))) => {}
-            Err((program, source)) => {
-                errors.push(ScanError {
-                    pid: process.pid(),
+            let Ok(process) = Process::new(pid) else {
+                continue;
+            };
+            let looked = match program(&process) {
+                Ok(Some(program)) => {
+                    look_into(&process, program.clone()).map_err(|error| (program, error))
+                }
+                Ok(None) => {
+                    others.insert(pid);
+                    continue;
+                }
+                Err(failed) => Err(failed),
+            };
+            match looked {
+                Ok(server) => servers.push(server),
+                Err((_, procfs::ProcError::NotFound(_))) => {}
+                Err((program, source)) => errors.push(ScanError {
+                    pid,
                     program,
                     source,
-                });
+                }),
             }
         }
+        self.others = others;
+        Ok((servers, errors))
     }
-    Ok((servers, errors))
+}
+
+/// Finds them once, as [`Finder::find`] does.
+pub fn find() -> Result<(Vec<Server>, Vec<ScanError>), procfs::ProcError> {
+    Finder::default().find(true)
+}
+
+/// The processes there are.
+fn pids() -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        pids.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok()),
+        );
+    }
+    Ok(pids)
 }
 
 /// Ports at which the service manager (process 1) listens, to start services for them.

@@ -20,7 +20,7 @@ use musttls_common::session::ListenerClass;
 
 use crate::socket::Kind;
 
-pub use discovery::{ScanError, find, ports_of_init};
+pub use discovery::{Finder, ScanError, find, ports_of_init};
 pub use tag::Tagger;
 
 /// Ports of listeners of a server process that speak neither protocol of logins, unless a `[[server]]`
