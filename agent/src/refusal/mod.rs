@@ -56,6 +56,11 @@ const FORGET: Duration = Duration::from_mins(1);
 /// How often, and how long apart, a socket is looked for that was not found.
 const ATTEMPTS: u32 = 10;
 const RETRY: Duration = Duration::from_millis(10);
+/// How long the search waits when the agent has no descriptor or memory left for it: it goes on for as long as the gate
+/// holds the session.
+const WITHOUT_MEANS: Duration = Duration::from_millis(250);
+/// How often the journal is told so.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Up to this many waiting sessions are looked for one by one, where the next ones are likely to be.
 const ONE_BY_ONE: usize = 4;
 
@@ -139,6 +144,8 @@ pub struct Engine {
     landing: HashMap<u64, Landing>,
     /// Sessions for which nothing can be done, as long as they are in the map of held ones.
     given_up: HashSet<u64>,
+    /// When the journal was told that means are lacking.
+    said_lack: Option<Instant>,
 }
 
 /// A denied session whose socket is not found yet.
@@ -209,6 +216,7 @@ impl Engine {
             told: HashMap::new(),
             landing: HashMap::new(),
             given_up: HashSet::new(),
+            said_lack: None,
         })
     }
 
@@ -333,6 +341,7 @@ impl Engine {
             }
         }
         let mut failures = HashMap::new();
+        let mut postponed = HashSet::new();
         for (pid, mut cookies) in by_process {
             cookies.retain(|cookie| self.waiting.contains_key(cookie));
             match self.find(pid, &cookies) {
@@ -342,6 +351,10 @@ impl Engine {
                             self.refuse(waiting.record, socket, Place { pid, fd });
                         }
                     }
+                }
+                Err(error) if is_lack_of_means(&error) => {
+                    self.say_lack_of_means(&error);
+                    postponed.extend(cookies);
                 }
                 Err(error) => {
                     self.locators.remove(&pid);
@@ -355,6 +368,10 @@ impl Engine {
             let Some(waiting) = self.waiting.get_mut(&cookie) else {
                 continue;
             };
+            if postponed.contains(&cookie) {
+                waiting.next = now + WITHOUT_MEANS;
+                continue;
+            }
             waiting.attempts += 1;
             waiting.next = now + RETRY;
             let failure = failures.remove(&cookie);
@@ -363,6 +380,21 @@ impl Engine {
             {
                 self.without_socket(waiting.record, failure.as_deref());
             }
+        }
+    }
+
+    fn say_lack_of_means(&mut self, error: &io::Error) {
+        let again = self
+            .said_lack
+            .is_none_or(|said| said.elapsed() >= SAY_AGAIN);
+        if again {
+            self.said_lack = Some(Instant::now());
+            tracing::error!(
+                %error,
+                waiting = self.waiting.len(),
+                help = "raise LimitNOFILE= of the unit: one for each refusal under way, beside some 50",
+                "denied clients wait for their answer"
+            );
         }
     }
 
@@ -683,6 +715,14 @@ impl Waiting {
     const fn is_greeted(&self) -> bool {
         self.record.event.greeting_len > 0 || is_x(&self.record.event)
     }
+}
+
+/// Whether this process or this host is short of something, which passes.
+fn is_lack_of_means(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    )
 }
 
 /// Whether the session is refused for its TLS.

@@ -54,6 +54,7 @@ const FULL: &[&str] = &[
     "evasion",
     "evasion_random",
     "evasion_tcp",
+    "faults",
     "floor",
     "health",
     "honest",
