@@ -248,13 +248,14 @@ fn exception_by_user_lets_that_user_in_and_no_other() {
 fn exception_ends_on_time_without_a_reload() {
     let net = Net::new().unwrap();
     let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
     // A whole second, as the file has it.
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let end = UNIX_EPOCH
         + Duration::from_secs(since_epoch.as_secs())
         + wait::here(Duration::from_secs(6));
     let policy = exception("source = [\"10.77.0.0/16\"]", &wait::utc(end).unwrap());
-    let agent = Agent::start(&policy).unwrap();
+    agent.set_policy(&policy).unwrap();
     let login = Login::new(&server, &net.app, Tls::Off);
     assert!(Client::PyMySql.login(&net.app, &login).unwrap().is_in());
     let answer = wait::until("the exception to end", PATIENCE, || {

@@ -178,12 +178,13 @@ fn gate_that_is_not_to_outlive_the_agent_is_taken_over_and_ends_with_it() {
 #[test]
 fn exceptions_hold_and_end_without_an_agent() {
     let site = Site::new(Product::MariaDb);
+    let mut agent = Agent::start(ENFORCE).unwrap();
     let policy = exception(
         &site,
         OPEN_USER,
         &wait::utc(SystemTime::now() + wait::here(Duration::from_secs(6))).unwrap(),
     );
-    let mut agent = Agent::start(&policy).unwrap();
+    agent.set_policy(&policy).unwrap();
     agent.kill().unwrap();
     assert!(site.is_let_in(), "the exception holds");
     wait::until_true("the exception to end", PATIENCE, || {
