@@ -12,6 +12,10 @@ pub struct Capability {
     number: u32,
 }
 
+/// Reads what the files' modes keep from root: `/proc/PID/fd` of other users' processes.
+pub const DAC_READ_SEARCH: Capability = Capability::new("CAP_DAC_READ_SEARCH", 2);
+/// Stands for [`DAC_READ_SEARCH`], too.
+pub const DAC_OVERRIDE: Capability = Capability::new("CAP_DAC_OVERRIDE", 1);
 /// Sets sockets of others; attaches to cgroups.
 pub const NET_ADMIN: Capability = Capability::new("CAP_NET_ADMIN", 12);
 /// Looks into processes of others.
@@ -51,7 +55,9 @@ impl Effective {
     #[must_use]
     pub fn has(self, capability: Capability) -> bool {
         let bit = |of: Capability| self.0 & (1 << of.number) != 0;
-        bit(capability) || ([BPF, PERFMON].contains(&capability) && bit(SYS_ADMIN))
+        bit(capability)
+            || ([BPF, PERFMON].contains(&capability) && bit(SYS_ADMIN))
+            || (capability == DAC_READ_SEARCH && bit(DAC_OVERRIDE))
     }
 
     /// Those of `wanted` that are not among them.
@@ -66,8 +72,8 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_from_the_status_of_a_process() {
-        let some = Effective::parse("Name:\tx\nCapEff:\t000000c000081000\nCapBnd:\t0\n").unwrap();
-        for one in [NET_ADMIN, SYS_PTRACE, PERFMON, BPF] {
+        let some = Effective::parse("Name:\tx\nCapEff:\t000000c000081004\nCapBnd:\t0\n").unwrap();
+        for one in [DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, PERFMON, BPF] {
             assert!(some.has(one), "{}", one.name);
         }
         assert!(!some.has(SYS_ADMIN));
@@ -83,5 +89,12 @@ mod tests {
                 .collect::<Vec<_>>(),
             [NET_ADMIN]
         );
+    }
+
+    #[test]
+    fn cap_dac_override_reads_what_cap_dac_read_search_reads() {
+        let overriding = Effective::parse("CapEff:\t0000000000000002\n").unwrap();
+        assert!(overriding.has(DAC_READ_SEARCH));
+        assert!(!overriding.has(NET_ADMIN));
     }
 }

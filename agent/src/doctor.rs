@@ -12,7 +12,9 @@ use anyhow::{Context as _, Result};
 use musttls_common::session::Endpoints;
 
 use crate::bypass::{Kind, Look, Watch};
-use crate::capability::{BPF, Capability, Effective, NET_ADMIN, PERFMON, SYS_PTRACE};
+use crate::capability::{
+    BPF, Capability, DAC_READ_SEARCH, Effective, NET_ADMIN, PERFMON, SYS_PTRACE,
+};
 use crate::datapath::unix_probe::{NoTracing, UnixProbe, lockdown};
 use crate::datapath::{Loaded, cgroup};
 use crate::refusal::destroy;
@@ -65,12 +67,12 @@ const FEATURES: [Feature; 10] = [
         test: || in_effect(&[NET_ADMIN]),
     },
     Feature {
-        name: "CAP_SYS_PTRACE",
+        name: "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
         required: false,
         cost: "the agent does not start where a server of another user runs",
-        remedy: "run as root, or add the capability to the unit",
+        remedy: "run as root, or add both capabilities to the unit",
         needs: &[],
-        test: || in_effect(&[SYS_PTRACE]),
+        test: || in_effect(&[SYS_PTRACE, DAC_READ_SEARCH]),
     },
     Feature {
         name: "duplicating a socket (pidfd_getfd)",
@@ -118,8 +120,8 @@ const FEATURES: [Feature; 10] = [
 /// Why this host cannot be examined by this process. Half of the answers would be about the process instead.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "musttls doctor needs root, or the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_PTRACE: user {uid} \
-     lacks {lacking}"
+    "musttls doctor needs root, or the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_PTRACE and \
+     CAP_DAC_READ_SEARCH: user {uid} lacks {lacking}"
 )]
 pub struct NotPermitted {
     uid: u32,
@@ -136,7 +138,7 @@ pub fn permitted() -> Result<(), NotPermitted> {
 
 fn permit(uid: rustix::process::Uid, effective: Effective) -> Result<(), NotPermitted> {
     let lacking: Vec<&str> = effective
-        .lacking(&[BPF, PERFMON, NET_ADMIN, SYS_PTRACE])
+        .lacking(&[BPF, PERFMON, NET_ADMIN, SYS_PTRACE, DAC_READ_SEARCH])
         .map(|capability| capability.name)
         .collect();
     if uid.is_root() || lacking.is_empty() {
@@ -400,7 +402,7 @@ mod tests {
     use super::*;
 
     const NOTHING: &str = "CapEff:\t0000000000000000\n";
-    const ENOUGH: &str = "CapEff:\t000000c000081000\n";
+    const ENOUGH: &str = "CapEff:\t000000c000081004\n";
 
     #[test]
     fn another_user_than_root_is_told_which_capabilities_are_lacking() {

@@ -1,10 +1,16 @@
 //! Which servers there are, and whether each of their listeners is covered.
 
+use std::time::Duration;
+
 use super::Daemon;
 use super::events::notify;
 use crate::datapath::UnixProbe;
 use crate::error;
 use crate::servers::{self, ScanError};
+
+/// When the service manager is told that the agent is ready, covered or not: what waits for it, a server among them, waits no longer,
+/// and the agent is not ended for being late.
+const READY_AT_LAST: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// Looks for servers, among all processes or those that are likely to be new, and tags their listeners.
@@ -141,12 +147,26 @@ impl Daemon {
         );
     }
 
-    /// Tells the service manager once that every listener found is covered.
-    pub(super) fn ready_if_covered(&mut self) {
-        let coverage = self.coverage();
-        if !self.ready && coverage.covered == coverage.listeners && coverage.errors.is_empty() {
-            self.ready = true;
-            notify(&[sd_notify::NotifyState::Ready]);
+    /// Tells the service manager once that every listener found is covered, or that some are not to be.
+    pub(super) fn tell_if_ready(&mut self) {
+        if self.ready {
+            return;
         }
+        let coverage = self.coverage();
+        let is_covered = coverage.covered == coverage.listeners && coverage.errors.is_empty();
+        if !is_covered {
+            if self.began.elapsed() < READY_AT_LAST {
+                return;
+            }
+            tracing::error!(
+                listeners = coverage.listeners,
+                covered = coverage.covered,
+                errors = coverage.errors.len(),
+                help = "musttls status says which listeners are not covered, and why",
+                "not every server is covered"
+            );
+        }
+        self.ready = true;
+        notify(&[sd_notify::NotifyState::Ready]);
     }
 }

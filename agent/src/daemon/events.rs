@@ -176,7 +176,7 @@ impl Daemon {
 
     pub(super) fn tick(&mut self) {
         self.check_gate();
-        self.ready_if_covered();
+        self.tell_if_ready();
         let now = clock::wall();
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.recompile(now);

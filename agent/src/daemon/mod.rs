@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -98,8 +99,10 @@ struct Daemon {
     finder: Finder,
     scan_errors: Vec<String>,
     watch: Watch,
-    /// Whether the service manager has been told that everything found is covered.
+    /// Whether the service manager has been told that the agent is ready.
     ready: bool,
+    /// When this agent's gate came into force.
+    began: Instant,
     unix_probe: UnixProbe,
     poller: Poller,
     recorder: Recorder,

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -120,6 +121,7 @@ impl Daemon {
             scan_errors: Vec::new(),
             watch: Watch::default(),
             ready: false,
+            began: Instant::now(),
             unix_probe: datapath.unix_probe,
             poller: Poller::default(),
             metrics,

@@ -27,7 +27,7 @@ const X_OPTIONS: [&str; 1] = ["mysqlx-port"];
 /// A server that could not be looked into.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "process {pid} ({program}) cannot be looked into: {source}\n  help: the agent needs CAP_SYS_PTRACE to read /proc/{pid}/fd"
+    "process {pid} ({program}) cannot be looked into: {source}\n  help: the agent needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to read /proc/{pid}/fd"
 )]
 pub struct ScanError {
     /// Its process id.
