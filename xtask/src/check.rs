@@ -54,6 +54,10 @@ const PARTS: &[Part] = &[
         run: || judge_advisories(Cmd::cargo()?.args(["deny", "check", "advisories"]).quiet()),
     },
     Part {
+        name: "what the unit exposes",
+        run: || in_order(crate::dist::unit_is_confined()),
+    },
+    Part {
         name: "documentation",
         run: || in_order(documentation()),
     },

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use self::source::{code_only, words};
 
 /// Directories and files that are searched, from the top of the work tree.
-const SOURCES: &[&str] = &["agent", "common", "ebpf", "tests", "xtask"];
+const SOURCES: &[&str] = &["agent", "common", "ebpf", "packaging", "tests", "xtask"];
 
 struct Rule {
     /// Any of these identifiers breaks the rule.

@@ -4,6 +4,7 @@
 mod cache;
 mod check;
 mod cmd;
+mod dist;
 mod instructions;
 mod layering;
 mod run;
@@ -29,6 +30,8 @@ enum Cli {
     Test(test::Args),
     /// Run the benchmarks; what follows is passed on to them
     Bench(run::Args),
+    /// Make the packages: a deb and an rpm in target/dist
+    Dist(dist::Args),
     /// Check format, lints, dependencies, documentation and layering
     Check,
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Cli::Demo(args) => run::run(&cache, "demo", &args),
         Cli::Test(args) => test::run(&cache, &args),
         Cli::Bench(args) => run::run(&cache, "bench", &args),
+        Cli::Dist(args) => dist::run(&cache, &args),
         Cli::Check => check::run(&cache),
     };
     match done {

@@ -16,11 +16,13 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::cache::{self, Cache};
 use crate::vm;
 
-/// Part of what `setup` installs; `cargo deny` builds for minutes and only `check` needs it.
+/// Part of what `setup` installs: some builds for minutes, and only one command needs it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
     Everything,
     EverythingAndDeny,
+    /// For packages.
+    EverythingAndPackagers,
 }
 
 /// A step of `setup` that failed. The cause is the error below it.
@@ -125,14 +127,39 @@ const DENY: Step = Step {
     remedy: "run the `cargo install` above by hand, and have cargo's bin directory in PATH",
 };
 
+const PACKAGERS: Step = Step {
+    name: "cargo-deb and cargo-generate-rpm",
+    why: "make the packages",
+    is_there: |_| Ok(toolchain::has_packagers()),
+    install: |_| toolchain::install_packagers(),
+    remedy: "run the `cargo install` above by hand, and have cargo's bin directory in PATH",
+};
+
+const DEBIAN: Step = Step {
+    name: "Debian 12 tree",
+    why: "a system with systemd and MariaDB, in which the package is installed and which boots in a VM",
+    is_there: |cache| Ok(servers::DEBIAN.is_there(cache)),
+    install: |cache| servers::DEBIAN.install(cache),
+    remedy: "look whether the Debian mirror of this host carries bookworm; the next run starts this step afresh",
+};
+
+/// Where the tree is that [`DEBIAN`] makes.
+pub(crate) fn debian_tree(cache: &Cache) -> std::path::PathBuf {
+    servers::DEBIAN.path(cache)
+}
+
 pub(crate) fn run(cache: &Cache, extent: Extent) -> Result<()> {
     // Before all else, and not installed: which toolchain a person has is theirs to say.
     toolchain::is_pinned().context(Failed {
         step: "rustc",
         remedy: toolchain::REMEDY,
     })?;
-    let deny = (extent == Extent::EverythingAndDeny).then_some(&DENY);
-    let steps: Vec<_> = STEPS.iter().chain(deny).collect();
+    let more: &[Step] = match extent {
+        Extent::Everything => &[],
+        Extent::EverythingAndDeny => &[DENY],
+        Extent::EverythingAndPackagers => &[PACKAGERS, DEBIAN],
+    };
+    let steps: Vec<_> = STEPS.iter().chain(more).collect();
     if all_there(cache, &steps)? {
         println!("setup: everything is there");
         return Ok(());

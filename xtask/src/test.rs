@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::cache::Cache;
 use crate::cmd::Cmd;
+use crate::dist;
 use crate::instructions;
 use crate::run::{TESTS_PROFILE, agent_binary, build_agent, for_tests, test_binary};
 use crate::setup::{self, Extent};
@@ -55,6 +56,8 @@ enum Part {
     Host,
     /// A VM for each other kernel: checks, and some of the host's tests
     Vm,
+    /// The package, installed, upgraded and removed in a Debian with its systemd, in a VM; without this only with `--full`
+    Dist,
 }
 
 pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
@@ -65,6 +68,7 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
             init: init.clone(),
             agent: agent.exists().then_some(agent),
             tests: None,
+            system: None,
         };
         let mut report = Report::default();
         boot_all(cache, args, &payload, &mut report)?;
@@ -89,6 +93,7 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
                 init: test_binary("vm-init")?,
                 agent: Some(agent_binary()?),
                 tests: Some(HostTests::build(cache, args.full, &args.test)?),
+                system: None,
             };
             if let Some(tests) = &payload.tests {
                 tests.print();
@@ -98,6 +103,13 @@ pub(crate) fn run(cache: &Cache, args: &Args) -> Result<()> {
                 instructions::settle(&counts, args.bless)
             });
         }
+    }
+    if args.only == Some(Part::Dist) || (args.only.is_none() && args.full) {
+        report.add("the package, in a VM".to_owned(), || dist::test(cache));
+    } else if args.only.is_none() {
+        println!(
+            "NOT RUN: the package in a Debian with its systemd; `--full` or `--only dist` runs it"
+        );
     }
     report.finish()
 }

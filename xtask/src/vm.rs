@@ -38,28 +38,44 @@ pub(crate) struct Payload {
     pub(crate) agent: Option<PathBuf>,
     /// What runs with the host's files, behind the checks of `init`.
     pub(crate) tests: Option<HostTests>,
+    /// A whole system of the host's files, which `init` hands over to.
+    pub(crate) system: Option<System>,
+}
+
+/// A system that boots in place of the checks.
+pub(crate) struct System {
+    /// Name of its place in the cache, where a kernel has its own else.
+    pub(crate) name: &'static str,
+    /// What becomes which file below `/`.
+    pub(crate) files: Vec<(PathBuf, &'static str)>,
+    /// How long its tests take at the most.
+    pub(crate) patience: Duration,
 }
 
 /// Boots `kernel` and fails unless the payload says that it passed. Returns what stood on the console.
 pub(crate) fn run(cache: &Cache, kernel: &Kernel, payload: &Payload) -> Result<String> {
     // Of one kernel, only one at a time: image, socket and console have its name.
-    let place = cache.vm().join(&kernel.name);
+    let name = payload
+        .system
+        .as_ref()
+        .map_or(kernel.name.as_str(), |system| system.name);
+    let place = cache.vm().join(name);
     let _lock = cache::lock(&place.join("lock"))?;
     let image = place.join("initramfs");
     let series = series(kernel)?;
     archive::write_image(cache, kernel, payload, &image)?;
-    println!("vm {}: booting {}", kernel.name, kernel.version);
-    let files = match payload.tests {
-        Some(_) => Some(Files::share(&place)?),
-        None => None,
+    println!("vm {name}: booting {}", kernel.version);
+    let files = if payload.tests.is_some() || payload.system.is_some() {
+        Some(Files::share(&place)?)
+    } else {
+        None
     };
     let console = Console::boot(kernel, &image, files.as_ref())?;
-    let patience = payload
-        .tests
-        .as_ref()
-        .map_or(Duration::ZERO, |tests| tests.patience(series));
+    let of_tests = payload.tests.as_ref().map(|tests| tests.patience(series));
+    let of_system = payload.system.as_ref().map(|system| system.patience);
+    let patience = of_tests.or(of_system).unwrap_or_default();
     let log = place.join("console.log");
-    let (text, ending) = console.watch(&kernel.name, DEADLINE + patience);
+    let (text, ending) = console.watch(name, DEADLINE + patience);
     fs::write(&log, &text).with_context(|| format!("write {}", log.display()))?;
     fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
     match ending {

@@ -17,6 +17,8 @@ pub(crate) struct Tree {
     packages: &'static [&'static str],
     /// Path inside the tree.
     server: &'static str,
+    /// Whether the server's data directory stays in it: then it can be booted.
+    boots: bool,
 }
 
 /// MySQL, with the `openssl` that its tools call.
@@ -25,6 +27,7 @@ pub(crate) const MYSQL: Tree = Tree {
     suite: "sid",
     packages: &["mysql-server", "mysql-client", "openssl"],
     server: "/usr/sbin/mysqld",
+    boots: false,
 };
 /// The first long-term release of MariaDB that refuses plaintext with 3159, and has TLS without configuration.
 pub(crate) const MARIADB_11_8: Tree = Tree {
@@ -32,6 +35,7 @@ pub(crate) const MARIADB_11_8: Tree = Tree {
     suite: "trixie",
     packages: &["mariadb-server", "mariadb-client"],
     server: "/usr/sbin/mariadbd",
+    boots: false,
 };
 /// The oldest MariaDB that knows `require_secure_transport`.
 pub(crate) const MARIADB_10_5: Tree = Tree {
@@ -39,6 +43,21 @@ pub(crate) const MARIADB_10_5: Tree = Tree {
     suite: "bullseye",
     packages: &["mariadb-server", "mariadb-client"],
     server: "/usr/sbin/mariadbd",
+    boots: false,
+};
+/// A whole Debian of the release for which the packages are, with its MariaDB: musttls is installed there, and it boots.
+pub(crate) const DEBIAN: Tree = Tree {
+    name: "debian-12-tree",
+    suite: "bookworm",
+    packages: &[
+        "systemd-sysv",
+        "kmod",
+        "logrotate",
+        "mariadb-server",
+        "mariadb-client",
+    ],
+    server: "/usr/sbin/mariadbd",
+    boots: true,
 };
 
 /// A sandbox whose mounts and processes end with this program, also when it is killed: a tree with
@@ -57,7 +76,7 @@ const SANDBOX: &[&str] = &[
 ];
 
 impl Tree {
-    fn path(&self, cache: &Cache) -> PathBuf {
+    pub(crate) fn path(&self, cache: &Cache) -> PathBuf {
         cache.root().join(self.name)
     }
 
@@ -85,8 +104,10 @@ impl Tree {
         }
         in_tree(&tree, &["apt-get", "clean"])?;
         cache::remove(&tree.join("var/lib/apt/lists"))?;
-        // Each test server makes a data directory of its own.
-        cache::remove(&tree.join("var/lib/mysql"))?;
+        if !self.boots {
+            // Each test server makes a data directory of its own.
+            cache::remove(&tree.join("var/lib/mysql"))?;
+        }
         let version = Cmd::new("chroot")
             .arg(&tree)
             .args([self.server, "--version"])

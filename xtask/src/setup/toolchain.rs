@@ -19,6 +19,8 @@ pub(crate) const REMEDY: &str = "rustup toolchain install 1.95.0 --profile minim
 /// The last series whose default feature links with the LLVM 22 inside rustc 1.95.
 const BPF_LINKER: &str = "0.10.3";
 const CARGO_DENY: &str = "0.20.2";
+const CARGO_DEB: &str = "3.8.0";
+const CARGO_GENERATE_RPM: &str = "0.21.1";
 
 /// Debian suites that may carry the sources of exactly the pinned rustc.
 const RUST_SUITES: &[&str] = &["trixie-backports", "sid"];
@@ -140,6 +142,15 @@ pub(crate) fn has_cargo_deny() -> bool {
 
 pub(crate) fn install_cargo_deny() -> Result<()> {
     cargo_install("cargo-deny", CARGO_DENY)
+}
+
+pub(crate) fn has_packagers() -> bool {
+    is_version("cargo-deb", CARGO_DEB) && is_version("cargo-generate-rpm", CARGO_GENERATE_RPM)
+}
+
+pub(crate) fn install_packagers() -> Result<()> {
+    cargo_install("cargo-deb", CARGO_DEB)?;
+    cargo_install("cargo-generate-rpm", CARGO_GENERATE_RPM)
 }
 
 fn is_version(program: &str, version: &str) -> bool {

@@ -32,6 +32,9 @@ pub(crate) fn write_image(
     if let Some(tests) = &payload.tests {
         cache::write(&tree.join("tests"), &tests.list(crate::vm::series(kernel)?))?;
     }
+    for (file, to) in payload.system.iter().flat_map(|system| &system.files) {
+        cache::copy(file, &tree.join(to))?;
+    }
     let modules = tree.join("usr/lib");
     cache::create(&modules)?;
     Cmd::new("cp")
