@@ -49,13 +49,7 @@ pub(crate) const MARIADB_10_5: Tree = Tree {
 pub(crate) const DEBIAN: Tree = Tree {
     name: "debian-12-tree",
     suite: "bookworm",
-    packages: &[
-        "systemd-sysv",
-        "kmod",
-        "logrotate",
-        "mariadb-server",
-        "mariadb-client",
-    ],
+    packages: &["systemd-sysv", "kmod", "mariadb-server", "mariadb-client"],
     server: "/usr/sbin/mariadbd",
     boots: true,
 };
