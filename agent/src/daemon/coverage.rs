@@ -149,13 +149,13 @@ impl Daemon {
 
     /// Tells the service manager once that every listener found is covered, or that some are not to be.
     pub(super) fn tell_if_ready(&mut self) {
-        if self.ready {
+        let Some(since) = self.unready_since else {
             return;
-        }
+        };
         let coverage = self.coverage();
         let is_covered = coverage.covered == coverage.listeners && coverage.errors.is_empty();
         if !is_covered {
-            if self.began.elapsed() < READY_AT_LAST {
+            if since.elapsed() < READY_AT_LAST {
                 return;
             }
             tracing::error!(
@@ -166,7 +166,7 @@ impl Daemon {
                 "not every server is covered"
             );
         }
-        self.ready = true;
+        self.unready_since = None;
         notify(&[sd_notify::NotifyState::Ready]);
     }
 }

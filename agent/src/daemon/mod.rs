@@ -99,10 +99,8 @@ struct Daemon {
     finder: Finder,
     scan_errors: Vec<String>,
     watch: Watch,
-    /// Whether the service manager has been told that the agent is ready.
-    ready: bool,
-    /// When this agent's gate came into force.
-    began: Instant,
+    /// Since when the gate of this agent is in force, until the service manager has been told that the agent is ready.
+    unready_since: Option<Instant>,
     unix_probe: UnixProbe,
     poller: Poller,
     recorder: Recorder,
