@@ -116,7 +116,7 @@ fn agent_without_descriptors_lets_nothing_in_and_tells_the_clients_when_it_has_s
     let is_open = |number: u64| fs::exists(format!("/proc/{}/fd/{number}", agent.pid())).unwrap();
     // The hard limit stays, so that it can be raised again.
     let none_left = Rlimit {
-        current: (0..).find(|&number| !is_open(number)),
+        current: (0..65_536).find(|&number| !is_open(number)),
         maximum: usual.maximum,
     };
     prlimit(Some(pid(&agent)), Resource::Nofile, none_left).unwrap();

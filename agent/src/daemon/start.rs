@@ -135,23 +135,29 @@ impl Daemon {
                 errors: BTreeMap::new(),
             },
         };
-        if let Some(version) = place.former_policy {
-            daemon.adopt(version)?;
+        daemon.begin(place.former_policy, engine)?;
+        Ok(daemon)
+    }
+
+    /// Goes on where a former agent ended, finds the servers, and lets refusals begin.
+    fn begin(&mut self, former_policy: Option<u32>, engine: Engine) -> Result<()> {
+        if let Some(version) = former_policy {
+            self.adopt(version)?;
         }
-        daemon.in_force(policy_version, now);
-        daemon.refresh(true);
-        if let Some(error) = daemon.scan_errors.first() {
+        self.in_force(self.policy_version, self.started);
+        self.refresh(true);
+        if let Some(error) = self.scan_errors.first() {
             return Err(NotPermitted(error.clone()).into());
         }
-        daemon.tagger.forget_ports();
+        self.tagger.forget_ports();
         // Not before it is known whose the sessions are that a former gate has held.
-        daemon.refusals = Some(start_refusals(engine, daemon.refusal_thread.clone())?);
-        daemon.tick();
-        if daemon.ends_with_agent.is_some() {
-            daemon.gate.programs.end_with_agent()?;
+        self.refusals = Some(start_refusals(engine, self.refusal_thread.clone())?);
+        self.tick();
+        if self.ends_with_agent.is_some() {
+            self.gate.programs.end_with_agent()?;
         }
-        daemon.announce();
-        Ok(daemon)
+        self.announce();
+        Ok(())
     }
 }
 
