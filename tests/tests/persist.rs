@@ -21,6 +21,8 @@ use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{REFUSED, ssl_request};
 
 const ENFORCE: &str = "persist = true\nmode = \"enforce\"";
+/// `connect_timeout`: longer than an agent needs to start.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long nothing happens to a session that is held.
 const A_WHILE: Duration = Duration::from_millis(500);
 
@@ -29,10 +31,16 @@ struct Site {
     net: Net,
 }
 
+/// On an emulated CPU the default of 10 s is too short.
+fn options(product: Product) -> Options {
+    let patience = wait::here(CONNECT_TIMEOUT).as_secs();
+    Options::new(product).with(&format!("--connect-timeout={patience}"))
+}
+
 impl Site {
     fn new(product: Product) -> Self {
         let net = Net::new().unwrap();
-        let server = Server::start(&net.db, &Options::new(product)).unwrap();
+        let server = Server::start(&net.db, &options(product)).unwrap();
         Self { server, net }
     }
 
@@ -124,7 +132,7 @@ fn server_that_starts_while_no_agent_runs_is_covered() {
     let mut agent = Agent::start(ENFORCE).unwrap();
     agent.kill().unwrap();
     site.server.kill().unwrap();
-    site.server = Server::start(&site.net.db, &Options::new(Product::MariaDb)).unwrap();
+    site.server = Server::start(&site.net.db, &options(Product::MariaDb)).unwrap();
     drop(site.held());
     site.tls_passes();
     agent.start_again().unwrap();
