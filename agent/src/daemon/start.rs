@@ -60,6 +60,8 @@ impl Daemon {
         let server_names = place.number_servers(&mut config)?;
         let policy_version = place.former_policy.unwrap_or(0) + 1;
         let root = cgroup::open_root()?;
+        // With the same clocks: loading the gate may take seconds.
+        let compiled = Compiled::of(&config, now);
         let policy = policy::compile(&config, policy_version, now, clock::boottime_ns());
         let datapath = attach(place.pins, &policy, root.fd.as_fd())?;
 
@@ -89,7 +91,7 @@ impl Daemon {
         let audit = AuditLog::new(identity, sink);
         let mut daemon = Self {
             path: path.to_owned(),
-            compiled: Compiled::of(&config, now),
+            compiled,
             text,
             server_names,
             policy_version,
