@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const PROG_LOAD: i32 = 5;
 const PROG_TEST_RUN: i32 = 10;
@@ -95,6 +96,7 @@ pub struct Program(OwnedFd);
 impl Program {
     /// Loads a program that does nothing but pass.
     pub fn empty(hook: Hook) -> Result<Self> {
+        lift_memlock_limit();
         let license = c"GPL";
         let mut attr = Attr::default();
         attr.u32(0, CGROUP_SKB)
@@ -274,6 +276,17 @@ impl Stats {
         // SAFETY: the attributes hold no pointer; type 0 is BPF_STATS_RUN_TIME.
         let fd = unsafe { Attr::default().call_for_fd(ENABLE_STATS) };
         fd.map(Self).context("enable program statistics")
+    }
+}
+
+/// Before Linux 5.11 maps and programs count against it. A kernel that needs it and does not allow it says so later.
+pub fn lift_memlock_limit() {
+    let limit = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if let Err(error) = setrlimit(Resource::Memlock, limit) {
+        println!("RLIMIT_MEMLOCK stays as it is: {error}");
     }
 }
 

@@ -6,8 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
-use musttls_tests::bpf::Attr;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use musttls_tests::bpf::{Attr, lift_memlock_limit};
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
@@ -27,14 +26,7 @@ pub(crate) struct Sockmap(OwnedFd);
 impl Sockmap {
     /// With values of `value_len` bytes: 4, or 8, in which the kernel tells cookies.
     pub(crate) fn new(value_len: u32) -> Result<Self> {
-        // Before Linux 5.11 maps count against it; a kernel that needs it and does not allow it says so below.
-        let limit = Rlimit {
-            current: None,
-            maximum: None,
-        };
-        if let Err(error) = setrlimit(Resource::Memlock, limit) {
-            println!("RLIMIT_MEMLOCK stays as it is: {error}");
-        }
+        lift_memlock_limit();
         let mut attr = Attr::default();
         attr.u32(0, SOCKMAP)
             .u32(4, 4)
