@@ -14,7 +14,7 @@ use musttls_common::verdict::{Mode, Reason};
 use serde::Serialize;
 
 use super::shape::{
-    Actor, ActorUser, Device, Endpoint, FaultUnmapped, GapUnmapped, LifecycleRecord, LossRecord,
+    Actor, ActorUser, ApplicationRecord, Device, Endpoint, FaultUnmapped, GapUnmapped,
     LossUnmapped, Metadata, Named, Policy, Process, Product, Proxied as ProxiedShape,
     SessionRecord, Tls, Unmapped, User,
 };
@@ -219,7 +219,7 @@ pub fn session(identity: &Identity, session: &Session<'_>, sequence: u64) -> Str
 /// The line about lost records, without its newline.
 #[must_use]
 pub fn loss(identity: &Identity, loss: &Loss<'_>, sequence: u64) -> String {
-    line(&LossRecord {
+    line(&ApplicationRecord {
         class_uid: 6008,
         class_name: "Application Error",
         category_uid: 6,
@@ -228,9 +228,12 @@ pub fn loss(identity: &Identity, loss: &Loss<'_>, sequence: u64) -> String {
         activity_name: "General Error",
         type_uid: 600_801,
         time: loss.time_ms,
+        start_time: None,
         severity_id: 4,
         severity: "High",
         message: format!("{} audit records were lost: {}", loss.lost, loss.reason),
+        app: None,
+        policy: None,
         device: Device::of(identity),
         metadata: Metadata::of(identity, sequence, &["host"]),
         unmapped: LossUnmapped {
@@ -245,32 +248,23 @@ pub fn loss(identity: &Identity, loss: &Loss<'_>, sequence: u64) -> String {
 #[must_use]
 pub fn gap(identity: &Identity, gap: &Gap<'_>, sequence: u64) -> String {
     let seconds = gap.until_ms.saturating_sub(gap.since_ms).max(0) / 1000;
-    line(&LifecycleRecord {
-        class_uid: 6002,
-        class_name: "Application Lifecycle",
-        category_uid: 6,
-        category_name: "Application Activity",
-        activity_id: 3,
-        activity_name: "Start",
-        type_uid: 600_203,
-        time: gap.until_ms,
-        start_time: gap.since_ms,
-        severity_id: 2,
-        severity: "Low",
+    let happened = Lifecycle {
+        activity: (3, "Start"),
+        severity: (2, "Low"),
+        since_ms: gap.since_ms,
+        time_ms: gap.until_ms,
         message: format!("for {seconds} s no agent ran; the gate went on judging"),
-        app: Product::this(),
         policy: Policy {
             name: gap.policy_name,
             version: gap.policy_version.to_string(),
             is_applied: true,
         },
-        device: Device::of(identity),
-        metadata: Metadata::of(identity, sequence, &["host", "security_control"]),
-        unmapped: GapUnmapped {
-            schema_version: SCHEMA,
-            sessions: &gap.sessions,
-        },
-    })
+    };
+    let sessions = GapUnmapped {
+        schema_version: SCHEMA,
+        sessions: &gap.sessions,
+    };
+    lifecycle(identity, happened, sessions, sequence)
 }
 
 /// The line about a change of the gate by somebody else, without its newline.
@@ -282,33 +276,63 @@ pub fn gate_fault(identity: &Identity, fault: &GateFault<'_>, sequence: u64) -> 
     } else {
         "it is still so"
     };
-    line(&LifecycleRecord {
-        class_uid: 6002,
-        class_name: "Application Lifecycle",
-        category_uid: 6,
-        category_name: "Application Activity",
-        activity_id: 7,
-        activity_name: "Disable",
-        type_uid: 600_207,
-        time: fault.time_ms,
-        start_time: fault.since_ms,
-        severity_id: 4,
-        severity: "High",
+    let happened = Lifecycle {
+        activity: (7, "Disable"),
+        severity: (4, "High"),
+        since_ms: fault.since_ms,
+        time_ms: fault.time_ms,
         message: format!("{program} was found {}; {after}", fault.fault),
-        app: Product::this(),
         policy: Policy {
             name: fault.policy_name,
             version: fault.policy_version.to_string(),
             is_applied: fault.mended,
         },
+    };
+    let found = FaultUnmapped {
+        schema_version: SCHEMA,
+        fault: fault.fault,
+        program,
+        mended: fault.mended,
+    };
+    lifecycle(identity, happened, found, sequence)
+}
+
+/// What records of the class Application Lifecycle differ in.
+struct Lifecycle<'s> {
+    activity: (u32, &'s str),
+    severity: (u32, &'s str),
+    since_ms: i64,
+    time_ms: i64,
+    message: String,
+    policy: Policy<'s>,
+}
+
+fn lifecycle(
+    identity: &Identity,
+    happened: Lifecycle<'_>,
+    unmapped: impl Serialize,
+    sequence: u64,
+) -> String {
+    let (activity_id, activity_name) = happened.activity;
+    let (severity_id, severity) = happened.severity;
+    line(&ApplicationRecord {
+        class_uid: 6002,
+        class_name: "Application Lifecycle",
+        category_uid: 6,
+        category_name: "Application Activity",
+        activity_id,
+        activity_name,
+        type_uid: 600_200 + activity_id,
+        time: happened.time_ms,
+        start_time: Some(happened.since_ms),
+        severity_id,
+        severity,
+        message: happened.message,
+        app: Some(Product::this()),
+        policy: Some(happened.policy),
         device: Device::of(identity),
         metadata: Metadata::of(identity, sequence, &["host", "security_control"]),
-        unmapped: FaultUnmapped {
-            schema_version: SCHEMA,
-            fault: fault.fault,
-            program,
-            mended: fault.mended,
-        },
+        unmapped,
     })
 }
 

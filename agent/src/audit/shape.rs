@@ -243,8 +243,9 @@ pub(super) struct Tls {
     pub(super) offered: Option<String>,
 }
 
+/// What all records of OCSF's category Application Activity have, and what some do.
 #[derive(Serialize)]
-pub(super) struct LossRecord<'s> {
+pub(super) struct ApplicationRecord<'s, U> {
     pub(super) class_uid: u32,
     pub(super) class_name: &'s str,
     pub(super) category_uid: u32,
@@ -253,12 +254,18 @@ pub(super) struct LossRecord<'s> {
     pub(super) activity_name: &'s str,
     pub(super) type_uid: u32,
     pub(super) time: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) start_time: Option<i64>,
     pub(super) severity_id: u32,
     pub(super) severity: &'s str,
     pub(super) message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) app: Option<Product<'s>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) policy: Option<Policy<'s>>,
     pub(super) device: Device<'s>,
     pub(super) metadata: Metadata<'s>,
-    pub(super) unmapped: LossUnmapped<'s>,
+    pub(super) unmapped: U,
 }
 
 #[derive(Serialize)]
@@ -266,27 +273,6 @@ pub(super) struct LossUnmapped<'s> {
     pub(super) schema_version: u32,
     pub(super) lost: u64,
     pub(super) reason: &'s str,
-}
-
-#[derive(Serialize)]
-pub(super) struct LifecycleRecord<'s, U> {
-    pub(super) class_uid: u32,
-    pub(super) class_name: &'s str,
-    pub(super) category_uid: u32,
-    pub(super) category_name: &'s str,
-    pub(super) activity_id: u32,
-    pub(super) activity_name: &'s str,
-    pub(super) type_uid: u32,
-    pub(super) time: i64,
-    pub(super) start_time: i64,
-    pub(super) severity_id: u32,
-    pub(super) severity: &'s str,
-    pub(super) message: String,
-    pub(super) app: Product<'s>,
-    pub(super) policy: Policy<'s>,
-    pub(super) device: Device<'s>,
-    pub(super) metadata: Metadata<'s>,
-    pub(super) unmapped: U,
 }
 
 #[derive(Serialize)]

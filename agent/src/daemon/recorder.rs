@@ -260,10 +260,7 @@ impl Recorder {
 
     fn write(audit: &mut AuditLog, metrics: &Metrics, session: &Session<'_>) {
         metrics.session(session);
-        if let Err(error) = audit.session(session, Instant::now()) {
-            // Counted and reported by the sink.
-            tracing::trace!(error = error.as_str(), "audit record lost");
-        }
+        losses::trace_lost(audit.session(session, Instant::now()));
     }
 
     /// Opens the audit file again.

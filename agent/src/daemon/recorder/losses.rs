@@ -7,6 +7,7 @@ use musttls_common::counter::Global;
 
 use super::Recorder;
 use crate::audit::record::{Gap, GateFault, Loss};
+use crate::audit::sink::SinkError;
 use crate::clock;
 
 impl Recorder {
@@ -58,18 +59,12 @@ impl Recorder {
         for (reason, total) in self.losses(counters) {
             self.told.insert(reason, total);
         }
-        if let Err(error) = self.audit.gap(gap, Instant::now()) {
-            // Counted and reported by the sink.
-            tracing::trace!(error = error.as_str(), "audit record lost");
-        }
+        trace_lost(self.audit.gap(gap, Instant::now()));
     }
 
     /// Records that somebody has changed the gate.
     pub(in crate::daemon) fn gate_fault(&mut self, fault: &GateFault<'_>) {
-        if let Err(error) = self.audit.gate_fault(fault, Instant::now()) {
-            // Counted and reported by the sink.
-            tracing::trace!(error = error.as_str(), "audit record lost");
-        }
+        trace_lost(self.audit.gate_fault(fault, Instant::now()));
     }
 
     /// Records that were lost, by reason: each is told in the audit log.
@@ -81,6 +76,13 @@ impl Recorder {
             ("reports_full", self.lost_reports.load(Ordering::Relaxed)),
             ("parse", self.unreadable),
         ]
+    }
+}
+
+/// A record that could not be written is counted and reported by the sink.
+pub(super) fn trace_lost(written: Result<(), SinkError>) {
+    if let Err(error) = written {
+        tracing::trace!(error = error.as_str(), "audit record lost");
     }
 }
 
