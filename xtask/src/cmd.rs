@@ -25,9 +25,17 @@ impl Cmd {
         }
     }
 
-    /// `cargo` of the pinned toolchain, in the work tree.
+    /// `cargo` of the pinned toolchain, in the work tree. What `cargo run` has set for this program is not passed on: ring's
+    /// build script depends on it, and would run and have all its dependents built again.
     pub(crate) fn cargo() -> Result<Self> {
-        Ok(Self::new("cargo").dir(crate::cache::repository()?))
+        let mut cargo = Self::new("cargo").dir(crate::cache::repository()?);
+        for (name, _) in std::env::vars_os() {
+            let bytes = name.as_encoded_bytes();
+            if bytes.starts_with(b"CARGO_PKG_") || bytes.starts_with(b"CARGO_MANIFEST_") {
+                cargo.command.env_remove(&name);
+            }
+        }
+        Ok(cargo)
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
