@@ -22,6 +22,7 @@ use crate::wait::{self, PATIENCE};
 pub struct Home {
     scratch: Scratch,
     audit: PathBuf,
+    launcher: Vec<String>,
     /// The gate hangs on the machine's root cgroup: agents of parallel tests would see each other.
     _alone: File,
 }
@@ -38,6 +39,7 @@ impl Home {
         Ok(Self {
             scratch,
             audit,
+            launcher: Vec::new(),
             _alone: lock,
         })
     }
@@ -46,6 +48,13 @@ impl Home {
     #[must_use]
     pub fn audit_to(mut self, path: impl Into<PathBuf>) -> Self {
         self.audit = path.into();
+        self
+    }
+
+    /// The agent is started by these words, which its command line follows.
+    #[must_use]
+    pub fn through(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -91,6 +100,19 @@ impl Home {
             .with_context(|| format!("run musttls {args:?}"))
     }
 
+    /// The same as the user `uid`, with a copy of the program that every user may run.
+    pub fn musttls_of(&self, uid: u32, args: &[&str]) -> Result<Output> {
+        let copy = self.scratch.join("musttls");
+        if !copy.exists() {
+            fs::copy(place::agent_binary()?, &copy).context("copy musttls")?;
+        }
+        let mut command = place::of_user(uid);
+        command.arg(copy);
+        self.with_options(&mut command, args)
+            .output()
+            .with_context(|| format!("run musttls {args:?} as user {uid}"))
+    }
+
     /// `musttls disarm`; what it said.
     pub fn disarm(&self) -> Result<String> {
         let output = self.musttls(&["disarm"])?;
@@ -121,14 +143,28 @@ impl Home {
 
     /// A command of this agent, told where the configuration or the control socket is.
     fn command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = Command::new(place::agent_binary()?);
+        let binary = place::agent_binary()?;
+        let mut command = match self.launcher.split_first() {
+            Some((launcher, words)) if args.first() == Some(&"run") => {
+                let mut command = Command::new(launcher);
+                command.args(words).arg(binary);
+                command
+            }
+            _ => Command::new(binary),
+        };
+        self.with_options(&mut command, args);
+        Ok(command)
+    }
+
+    fn with_options<'a>(&self, command: &'a mut Command, args: &[&str]) -> &'a mut Command {
         command.args(args);
         match args.first() {
             Some(&"run") => command.arg("--config").arg(self.config()),
-            Some(&("status" | "reload")) => command.arg("--socket").arg(self.control()),
-            _ => &mut command,
-        };
-        Ok(command)
+            Some(&("status" | "reload" | "kill-plaintext")) => {
+                command.arg("--socket").arg(self.control())
+            }
+            _ => command,
+        }
     }
 }
 
@@ -259,6 +295,11 @@ impl Agent {
         lines.join("\n")
     }
 
+    /// Runs `musttls` with `args` to its end; commands for the agent go to this one.
+    pub fn musttls(&self, args: &[&str]) -> Result<Output> {
+        self.home.musttls(args)
+    }
+
     /// `musttls status --json`.
     pub fn status(&self) -> Result<Value> {
         let output = self.home.musttls(&["status", "--json"])?;
@@ -332,9 +373,12 @@ impl Agent {
     /// SIGTERM, and how it ended.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        wait::until("the agent to end", PATIENCE, || {
-            Ok(self.child.try_wait()?)
-        })
+        wait::until("the agent to end", PATIENCE, || self.ended())
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("look for the agent")
     }
 
     /// SIGKILL, as the kernel does when memory runs out.
@@ -346,11 +390,7 @@ impl Agent {
 
     /// Whether it still runs.
     pub fn is_running(&mut self) -> Result<bool> {
-        Ok(self
-            .child
-            .try_wait()
-            .context("look for the agent")?
-            .is_none())
+        Ok(self.ended()?.is_none())
     }
 
     /// How long a refusal may keep the server's connection open.

@@ -39,6 +39,7 @@ pub mod netns;
 pub mod place;
 pub mod raw;
 pub mod server;
+pub mod site;
 pub mod tcp;
 pub mod tls;
 pub mod wait;

@@ -137,6 +137,15 @@ fn remove_stale(parent: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The beginning of a command that runs as the user `uid`, of no group but that of the same number.
+#[must_use]
+pub fn of_user(uid: u32) -> Command {
+    let id = uid.to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+    command
+}
+
 /// Runs a helper program to its end and returns what it printed on standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command

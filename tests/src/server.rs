@@ -35,6 +35,8 @@ pub const SCHEMA: &str = "shop";
 pub const PORT: u16 = 3306;
 
 const EARLY_LOG: &str = "early.log";
+/// `connect_timeout`, as both have it unless told otherwise. Longer where the CPU is emulated: agents start slowly there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,6 +315,10 @@ impl Server {
         command.args([
             format!("--port={}", options.port),
             "--bind-address=*".to_owned(),
+            format!(
+                "--connect-timeout={}",
+                wait::here(CONNECT_TIMEOUT).as_secs()
+            ),
             "--general-log=ON".to_owned(),
             format!(
                 "--general-log-file={}",

@@ -9,11 +9,10 @@ use std::time::Duration;
 use anyhow::Result;
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
-use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
-use musttls_tests::netns::Net;
 use musttls_tests::raw::{Next, Raw};
-use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::server::{OPEN_USER, Options, Product};
+use musttls_tests::site::Site;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::REFUSED;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
@@ -22,41 +21,15 @@ const ENFORCE: &str = "mode = \"enforce\"";
 /// How long nothing happens to a session that is held.
 const A_WHILE: Duration = Duration::from_millis(500);
 
-struct Site {
-    server: Server,
-    net: Net,
-}
-
-impl Site {
-    fn new(product: Product) -> Self {
-        let net = Net::new().unwrap();
-        let server = Server::start(&net.db, &Options::new(product)).unwrap();
-        Self { server, net }
+/// Plaintext logins that come to nothing for now.
+fn held(site: &Site, number: usize) -> Vec<Raw> {
+    let mut held: Vec<Raw> = (0..number).map(|_| site.plaintext().unwrap()).collect();
+    thread::sleep(wait::here(A_WHILE));
+    for raw in &mut held {
+        let next = raw.receive_within(Duration::from_millis(1)).unwrap();
+        assert!(matches!(next, Next::Silence), "{next:?}");
     }
-
-    /// Plaintext logins that come to nothing for now.
-    fn held(&self, number: usize) -> Vec<Raw> {
-        let at = self.server.at(self.net.app.db_v4());
-        let mut held: Vec<Raw> = (0..number)
-            .map(|_| {
-                let (mut raw, _) = Raw::greeted(&self.net.app, at).unwrap();
-                raw.send(&self.server.open_login().packet_41()).unwrap();
-                raw
-            })
-            .collect();
-        thread::sleep(wait::here(A_WHILE));
-        for raw in &mut held {
-            let next = raw.receive_within(Duration::from_millis(1)).unwrap();
-            assert!(matches!(next, Next::Silence), "{next:?}");
-        }
-        held
-    }
-
-    fn tls_passes(&self) {
-        let login = Login::new(&self.server, &self.net.app, Tls::Required);
-        let answer = Client::PyMySql.login(&self.net.app, &login).unwrap();
-        assert!(answer.is_in(), "{}", answer.text);
-    }
+    held
 }
 
 /// A client whose refusal has come.
@@ -83,13 +56,13 @@ fn is_stopped(agent: &Agent) -> Result<bool> {
 #[test]
 fn stopped_agent_lets_nothing_in_and_tells_the_clients_when_it_goes_on() {
     for product in Product::all() {
-        let site = Site::new(product);
+        let site = Site::new(&Options::new(product)).unwrap();
         let mark = evidence::mark(&site.server).unwrap();
         let agent = Agent::start(ENFORCE).unwrap();
         agent.signal(Signal::STOP).unwrap();
         wait::until_true("the agent to stand still", PATIENCE, || is_stopped(&agent)).unwrap();
-        let held = site.held(20);
-        site.tls_passes();
+        let held = held(&site, 20);
+        site.tls_passes().unwrap();
         agent.signal(Signal::CONT).unwrap();
         assert!(held.into_iter().all(is_told));
         let records = agent
@@ -97,7 +70,7 @@ fn stopped_agent_lets_nothing_in_and_tells_the_clients_when_it_goes_on() {
             .unwrap();
         let landed = |record: &Record| record.text("/unmapped/refusal/outcome") == "landed";
         assert!(records.iter().all(landed));
-        site.tls_passes();
+        site.tls_passes().unwrap();
         let counts = evidence::counts(&site.server, site.net.app.v4()).unwrap();
         assert_eq!(counts.handshake_errors, 0);
         assert_eq!(
@@ -109,7 +82,7 @@ fn stopped_agent_lets_nothing_in_and_tells_the_clients_when_it_goes_on() {
 
 #[test]
 fn agent_without_descriptors_lets_nothing_in_and_tells_the_clients_when_it_has_some() {
-    let site = Site::new(Product::MariaDb);
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
     let mark = evidence::mark(&site.server).unwrap();
     let agent = Agent::start(ENFORCE).unwrap();
     let usual = getrlimit(Resource::Nofile);
@@ -120,15 +93,15 @@ fn agent_without_descriptors_lets_nothing_in_and_tells_the_clients_when_it_has_s
         maximum: usual.maximum,
     };
     prlimit(Some(pid(&agent)), Resource::Nofile, none_left).unwrap();
-    let held = site.held(20);
-    site.tls_passes();
+    let held = held(&site, 20);
+    site.tls_passes().unwrap();
     wait::until_true("the agent to say so", PATIENCE, || {
         Ok(agent.log()?.contains("raise LimitNOFILE="))
     })
     .unwrap();
     prlimit(Some(pid(&agent)), Resource::Nofile, usual).unwrap();
     assert!(held.into_iter().all(is_told));
-    site.tls_passes();
+    site.tls_passes().unwrap();
     agent
         .await_records("the refusals", 20, Record::is_denied)
         .unwrap();

@@ -12,13 +12,12 @@ use musttls_tests::agent::Agent;
 use musttls_tests::attack;
 use musttls_tests::audit::Record;
 use musttls_tests::bpf::{Hook, Link, Program};
-use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
-use musttls_tests::netns::Net;
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::site::Site;
 use musttls_tests::wait::{self, PATIENCE};
-use musttls_tests::wire::{REFUSED, ssl_request};
+use musttls_tests::wire::REFUSED;
 
 const ENFORCE: &str = "persist = true\nmode = \"enforce\"";
 /// `connect_timeout`: longer than an agent needs to start.
@@ -26,54 +25,30 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long nothing happens to a session that is held.
 const A_WHILE: Duration = Duration::from_millis(500);
 
-struct Site {
-    server: Server,
-    net: Net,
-}
-
-/// On an emulated CPU the default of 10 s is too short.
 fn options(product: Product) -> Options {
     let patience = wait::here(CONNECT_TIMEOUT).as_secs();
     Options::new(product).with(&format!("--connect-timeout={patience}"))
 }
 
-impl Site {
-    fn new(product: Product) -> Self {
-        let net = Net::new().unwrap();
-        let server = Server::start(&net.db, &options(product)).unwrap();
-        Self { server, net }
-    }
+fn site(product: Product) -> Site {
+    Site::new(&options(product)).unwrap()
+}
 
-    /// A plaintext login, sent.
-    fn plaintext(&self) -> Raw {
-        let at = self.server.at(self.net.app.db_v4());
-        let (mut raw, _) = Raw::greeted(&self.net.app, at).unwrap();
-        raw.send(&self.server.open_login().packet_41()).unwrap();
-        raw
-    }
+fn is_let_in(site: &Site) -> bool {
+    site.plaintext().unwrap().receive().unwrap().is_ok()
+}
 
-    fn is_let_in(&self) -> bool {
-        self.plaintext().receive().unwrap().is_ok()
-    }
+fn is_refused(site: &Site) -> bool {
+    let answer = site.plaintext().unwrap().receive().unwrap();
+    answer.error().is_some_and(|error| error.number == REFUSED)
+}
 
-    fn is_refused(&self) -> bool {
-        let answer = self.plaintext().receive().unwrap();
-        answer.error().is_some_and(|error| error.number == REFUSED)
-    }
-
-    /// A plaintext login that comes to nothing.
-    fn held(&self) -> Raw {
-        let mut raw = self.plaintext();
-        let next = raw.receive_within(wait::here(A_WHILE)).unwrap();
-        assert!(matches!(next, Next::Silence), "{next:?}");
-        raw
-    }
-
-    fn tls_passes(&self) {
-        let login = Login::new(&self.server, &self.net.app, Tls::Required);
-        let answer = Client::PyMySql.login(&self.net.app, &login).unwrap();
-        assert!(answer.is_in(), "{}", answer.text);
-    }
+/// A plaintext login that comes to nothing.
+fn held(site: &Site) -> Raw {
+    let mut raw = site.plaintext().unwrap();
+    let next = raw.receive_within(wait::here(A_WHILE)).unwrap();
+    assert!(matches!(next, Next::Silence), "{next:?}");
+    raw
 }
 
 fn exception(site: &Site, user: &str, expires: &str) -> String {
@@ -87,7 +62,7 @@ fn exception(site: &Site, user: &str, expires: &str) -> String {
 #[test]
 fn gate_of_a_killed_agent_refuses_and_the_next_agent_tells_the_clients() {
     for product in Product::all() {
-        let site = Site::new(product);
+        let site = site(product);
         let mark = evidence::mark(&site.server).unwrap();
         let mut agent = Agent::start(ENFORCE).unwrap();
         // More than 1 if the clock was set meanwhile.
@@ -97,17 +72,17 @@ fn gate_of_a_killed_agent_refuses_and_the_next_agent_tells_the_clients() {
                 .unwrap()
         };
         let former = version(&agent);
-        assert!(site.is_refused());
+        assert!(is_refused(&site));
         agent.kill().unwrap();
-        let mut held = site.held();
-        site.tls_passes();
+        let mut held = held(&site);
+        site.tls_passes().unwrap();
         let counts = evidence::counts(&site.server, site.net.app.v4()).unwrap();
 
         agent.start_again().unwrap();
         let answer = held.receive().unwrap();
         assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
-        assert!(site.is_refused());
-        site.tls_passes();
+        assert!(is_refused(&site));
+        site.tls_passes().unwrap();
         agent
             .await_records("both refusals of now", 3, Record::is_denied)
             .unwrap();
@@ -142,47 +117,47 @@ fn gate_of_a_killed_agent_refuses_and_the_next_agent_tells_the_clients() {
 
 #[test]
 fn server_that_starts_while_no_agent_runs_is_covered() {
-    let mut site = Site::new(Product::MariaDb);
+    let mut site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     agent.kill().unwrap();
     site.server.kill().unwrap();
     site.server = Server::start(&site.net.db, &options(Product::MariaDb)).unwrap();
-    drop(site.held());
-    site.tls_passes();
+    drop(held(&site));
+    site.tls_passes().unwrap();
     agent.start_again().unwrap();
-    assert!(site.is_refused());
-    site.tls_passes();
+    assert!(is_refused(&site));
+    site.tls_passes().unwrap();
 }
 
 #[test]
 fn orderly_end_leaves_the_gate_on_and_disarm_takes_it_off() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
-    assert!(site.is_refused());
+    assert!(is_refused(&site));
     let output = agent.home().musttls(&["disarm"]).unwrap();
     assert!(!output.status.success(), "an agent runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains(&format!("process {}", agent.pid())), "{said}");
-    assert!(site.is_refused());
+    assert!(is_refused(&site));
 
     assert!(agent.terminate().unwrap().success());
     assert!(agent.log().unwrap().contains("the gate stays on"));
-    drop(site.held());
+    drop(held(&site));
     let status = agent.home().musttls(&["status"]).unwrap();
     let said = String::from_utf8_lossy(&status.stderr).into_owned();
     assert!(said.contains("The gate is on all the same"), "{said}");
 
     assert!(agent.home().disarm().unwrap().contains("the gate is off"));
-    assert!(site.is_let_in());
+    assert!(is_let_in(&site));
     assert!(agent.home().disarm().unwrap().contains("no gate was on"));
 }
 
 #[test]
 fn gate_that_is_not_to_outlive_the_agent_is_taken_over_and_ends_with_it() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     agent.kill().unwrap();
-    let mut held = site.held();
+    let mut held = held(&site);
     agent
         .home()
         .configure("persist = false\nmode = \"enforce\"")
@@ -192,14 +167,14 @@ fn gate_that_is_not_to_outlive_the_agent_is_taken_over_and_ends_with_it() {
         held.receive().unwrap().error().map(|error| error.number),
         Some(REFUSED)
     );
-    assert!(site.is_refused());
+    assert!(is_refused(&site));
     agent.kill().unwrap();
-    assert!(site.is_let_in());
+    assert!(is_let_in(&site));
 }
 
 #[test]
 fn exceptions_hold_and_end_without_an_agent() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     let policy = exception(
         &site,
@@ -208,9 +183,12 @@ fn exceptions_hold_and_end_without_an_agent() {
     );
     agent.set_policy(&policy).unwrap();
     agent.kill().unwrap();
-    assert!(site.is_let_in(), "the exception holds");
+    assert!(is_let_in(&site), "the exception holds");
     wait::until_true("the exception to end", PATIENCE, || {
-        let answer = site.plaintext().receive_within(wait::here(A_WHILE))?;
+        let answer = site
+            .plaintext()
+            .unwrap()
+            .receive_within(wait::here(A_WHILE))?;
         Ok(matches!(answer, Next::Silence))
     })
     .unwrap();
@@ -221,13 +199,13 @@ fn exceptions_hold_and_end_without_an_agent() {
         })
         .unwrap();
     assert_eq!(allowed.rule(), "legacy", "{}", allowed.line);
-    assert!(site.is_refused());
+    assert!(is_refused(&site));
 }
 
 /// What root can do to the gate by mistake or on purpose is undone within a second or two, and told.
 #[test]
 fn gate_that_somebody_changes_is_put_back() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let agent = Agent::start(ENFORCE).unwrap();
     let links = pinned().join("links");
     let faults = |fault: &str| agent.status().unwrap()["gate_faults"][fault].as_u64();
@@ -249,7 +227,7 @@ fn gate_that_somebody_changes_is_put_back() {
             Ok(faults(fault) == Some(1))
         })
         .unwrap();
-        assert!(site.is_refused(), "{fault}");
+        assert!(is_refused(&site), "{fault}");
         let record = agent
             .await_record("of what was done", |record| {
                 record.text("/unmapped/fault") == fault
@@ -263,7 +241,7 @@ fn gate_that_somebody_changes_is_put_back() {
         );
         assert!(ingress.exists(), "{fault}");
     }
-    site.tls_passes();
+    site.tls_passes().unwrap();
     let faults = agent.status().unwrap()["gate_faults"].clone();
     let once = serde_json::json!({ "detached": 1, "replaced": 1, "unpinned": 1 });
     assert_eq!(faults, once, "what was put back stays");
@@ -284,7 +262,7 @@ fn of_another_release() -> PathBuf {
 
 #[test]
 fn gate_of_another_abi_judges_its_sessions_to_the_end() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let at = site.server.at(site.net.app.db_v4());
     let mark = evidence::mark(&site.server).unwrap();
     let mut agent = Agent::start(ENFORCE).unwrap();
@@ -294,8 +272,8 @@ fn gate_of_another_abi_judges_its_sessions_to_the_end() {
 
     agent.start_again().unwrap();
     assert!(other.exists(), "both gates are on");
-    assert!(site.is_refused());
-    site.tls_passes();
+    assert!(is_refused(&site));
+    site.tls_passes().unwrap();
     // Nothing tells this client: the other agent's gate holds its login until the server gives up.
     undecided
         .send(&site.server.open_login().packet_41())
@@ -304,8 +282,8 @@ fn gate_of_another_abi_judges_its_sessions_to_the_end() {
     assert!(matches!(next, Next::Silence), "{next:?}");
     assert!(other.exists(), "it holds a session");
     wait::until_true("the server to give up", PATIENCE, || Ok(!other.exists())).unwrap();
-    assert!(site.is_refused());
-    site.tls_passes();
+    assert!(is_refused(&site));
+    site.tls_passes().unwrap();
     assert_eq!(
         evidence::logins(&site.server, OPEN_USER, mark).unwrap(),
         [""; 0]
@@ -314,7 +292,7 @@ fn gate_of_another_abi_judges_its_sessions_to_the_end() {
 
 #[test]
 fn start_that_fails_changes_nothing() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     agent.kill().unwrap();
     agent
@@ -323,8 +301,8 @@ fn start_that_fails_changes_nothing() {
         .unwrap();
     let output = agent.home().musttls(&["run"]).unwrap();
     assert_eq!(output.status.code(), Some(78));
-    drop(site.held());
-    site.tls_passes();
+    drop(held(&site));
+    site.tls_passes().unwrap();
     agent.home().disarm().unwrap();
 
     // One that fails behind the gate: the control socket is in use as a directory.
@@ -334,7 +312,7 @@ fn start_that_fails_changes_nothing() {
     fs::create_dir(home.control()).unwrap();
     let output = home.musttls(&["run"]).unwrap();
     assert!(!output.status.success());
-    assert!(site.is_let_in(), "a first start that fails leaves no gate");
+    assert!(is_let_in(&site), "a first start that fails leaves no gate");
 
     // The same beside the gate of an agent of another release.
     fs::remove_dir(home.control()).unwrap();
@@ -345,7 +323,7 @@ fn start_that_fails_changes_nothing() {
     fs::remove_file(home.control()).unwrap();
     fs::create_dir(home.control()).unwrap();
     assert!(!home.musttls(&["run"]).unwrap().status.success());
-    drop(site.held());
+    drop(held(&site));
     assert!(other.exists());
     fs::remove_dir(home.control()).unwrap();
 }
@@ -363,7 +341,14 @@ impl Drop for Stop<'_> {
 #[test]
 fn no_session_is_lost_or_let_in_while_agents_come_and_go() {
     let rounds = std::env::var("MUSTTLS_KILLS").map_or(3, |text| text.parse().unwrap());
-    let site = Site::new(Product::MariaDb);
+    // Agents start while sessions take what CPU there is.
+    let patience = CONNECT_TIMEOUT * 4;
+    let options = Options::new(Product::MariaDb);
+    let options = options.with(&format!(
+        "--connect-timeout={}",
+        wait::here(patience).as_secs()
+    ));
+    let site = Site::new(&options).unwrap();
     let mark = evidence::mark(&site.server).unwrap();
     let mut agent = Agent::start(ENFORCE).unwrap();
     let (stop, secure, refused) = (
@@ -375,13 +360,7 @@ fn no_session_is_lost_or_let_in_while_agents_come_and_go() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let at = site.server.at(site.net.app.db_v4());
-                    let (mut raw, _) = Raw::greeted(&site.net.app, at).unwrap();
-                    raw.send(&ssl_request()).unwrap();
-                    let mut raw = raw.into_tls().unwrap();
-                    raw.send(&site.server.open_login().packet_over_tls())
-                        .unwrap();
-                    assert!(raw.receive().unwrap().is_ok());
+                    let raw = site.tls().unwrap();
                     raw.quit().unwrap();
                     secure.fetch_add(1, Ordering::Relaxed);
                 }
@@ -389,8 +368,10 @@ fn no_session_is_lost_or_let_in_while_agents_come_and_go() {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     // It may have to wait for the next agent.
-                    let answer = site.plaintext().receive().unwrap();
-                    assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+                    let mut raw = site.plaintext().unwrap();
+                    let answer = raw.receive_within(patience).unwrap();
+                    let number = answer.error().map(|error| error.number);
+                    assert_eq!(number, Some(REFUSED), "{answer:?}");
                     refused.fetch_add(1, Ordering::Relaxed);
                 }
             });

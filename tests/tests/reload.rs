@@ -14,6 +14,7 @@ use musttls_tests::netns::Net;
 use musttls_tests::place::{Scratch, output};
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::site::Site;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::REFUSED;
 
@@ -22,88 +23,70 @@ const ENFORCE: &str = "mode = \"enforce\"";
 /// Behind the line that the harness writes itself.
 const BAD: &str = "mode = \"enforce\"\n\nmoode = \"observe\"";
 
-struct Site {
-    server: Server,
-    net: Net,
+fn site(product: Product) -> Site {
+    Site::new(&Options::new(product)).unwrap()
 }
 
-impl Site {
-    fn new(product: Product) -> Self {
-        let net = Net::new().unwrap();
-        let server = Server::start(&net.db, &Options::new(product)).unwrap();
-        Self { server, net }
-    }
+/// The error a plaintext client gets now; `None` when it is let in.
+fn plaintext(site: &Site) -> Option<u16> {
+    let next = site.plaintext().unwrap().receive().unwrap();
+    assert!(next.is_ok() || next.error().is_some(), "{next:?}");
+    next.error().map(|error| error.number)
+}
 
-    /// The error a plaintext client gets now; `None` when it is let in.
-    fn plaintext(&self) -> Option<u16> {
-        let (mut raw, _) =
-            Raw::greeted(&self.net.app, self.server.at(self.net.app.db_v4())).unwrap();
-        raw.send(&self.server.open_login().packet_41()).unwrap();
-        let next = raw.receive().unwrap();
-        assert!(next.is_ok() || next.error().is_some(), "{next:?}");
-        next.error().map(|error| error.number)
-    }
-
-    fn await_plaintext(&self, expected: Option<u16>) {
-        wait::until_true("the new policy", PATIENCE, || {
-            Ok(self.plaintext() == expected)
-        })
-        .unwrap();
-    }
-
-    fn tls_passes(&self) {
-        let login = Login::new(&self.server, &self.net.app, Tls::Required);
-        let answer = Client::PyMySql.login(&self.net.app, &login).unwrap();
-        assert!(answer.is_in(), "{}", answer.text);
-    }
+fn await_plaintext(site: &Site, expected: Option<u16>) {
+    wait::until_true("the new policy", PATIENCE, || {
+        Ok(plaintext(site) == expected)
+    })
+    .unwrap();
 }
 
 #[test]
 fn mode_changes_while_running_by_reload_and_by_sighup() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let agent = Agent::start(OBSERVE).unwrap();
-    assert_eq!(site.plaintext(), None);
+    assert_eq!(plaintext(&site), None);
     agent.set_policy(ENFORCE).unwrap();
     assert_eq!(
-        site.plaintext(),
+        plaintext(&site),
         Some(REFUSED),
         "`reload` returns when the policy is in force"
     );
     agent.home().configure(OBSERVE).unwrap();
     agent.hang_up().unwrap();
-    site.await_plaintext(None);
+    await_plaintext(&site, None);
     agent.home().configure(ENFORCE).unwrap();
     agent.hang_up().unwrap();
-    site.await_plaintext(Some(REFUSED));
+    await_plaintext(&site, Some(REFUSED));
 }
 
 #[test]
 fn bad_file_keeps_the_policy_and_the_error_points_at_the_line() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     agent.home().configure(BAD).unwrap();
     let (is_taken, text) = agent.reload().unwrap();
     assert!(!is_taken, "{text}");
     let place = format!("{}:4:", agent.home().config().display());
     assert!(text.contains(&place) && text.contains("moode"), "{text}");
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
     agent.hang_up().unwrap();
     wait::until_true("the agent to say so", PATIENCE, || {
         Ok(agent.log()?.contains("moode"))
     })
     .unwrap();
     assert!(agent.is_running().unwrap());
-    assert_eq!(site.plaintext(), Some(REFUSED));
-    site.tls_passes();
+    assert_eq!(plaintext(&site), Some(REFUSED));
+    site.tls_passes().unwrap();
 }
 
 #[test]
 fn bad_file_in_observe_mode_does_not_begin_to_enforce() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let agent = Agent::start(OBSERVE).unwrap();
     agent.home().configure(BAD).unwrap();
     assert!(!agent.reload().unwrap().0);
-    assert_eq!(site.plaintext(), None);
+    assert_eq!(plaintext(&site), None);
 }
 
 #[test]
@@ -118,51 +101,51 @@ fn bad_file_at_the_start_is_an_end_with_code_78() {
 
 #[test]
 fn removed_config_keeps_the_policy() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     fs::remove_file(agent.home().config()).unwrap();
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
     agent.hang_up().unwrap();
     wait::until_true("the agent to say so", PATIENCE, || {
         Ok(agent.log()?.contains("musttls.toml"))
     })
     .unwrap();
     assert!(agent.is_running().unwrap());
-    assert_eq!(site.plaintext(), Some(REFUSED));
-    site.tls_passes();
+    assert_eq!(plaintext(&site), Some(REFUSED));
+    site.tls_passes().unwrap();
 }
 
 #[test]
 fn exception_comes_and_goes_by_reload() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let agent = Agent::start(ENFORCE).unwrap();
     let exception = format!(
         "{ENFORCE}\n[[exception]]\nname = \"legacy\"\nsource = [\"{}/32\"]\nexpires = \"never\"\n\
          owner = \"dba@example.com\"\nreason = \"old\"\n",
         site.net.app.v4()
     );
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
     agent.set_policy(&exception).unwrap();
-    assert_eq!(site.plaintext(), None);
+    assert_eq!(plaintext(&site), None);
     agent.set_policy(ENFORCE).unwrap();
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
 }
 
 #[test]
 fn second_agent_refuses_and_names_the_first() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut first = Agent::start(ENFORCE).unwrap();
     let output = first.home().musttls(&["run"]).unwrap();
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains(&first.pid().to_string()), "{text}");
     assert!(first.is_running().unwrap());
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
 }
 
 #[test]
 fn second_agent_with_a_directory_of_its_own_refuses_and_names_the_first() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut first = Agent::start(ENFORCE).unwrap();
     let elsewhere = Scratch::new().unwrap();
     let config = elsewhere.join("musttls.toml");
@@ -180,14 +163,14 @@ fn second_agent_with_a_directory_of_its_own_refuses_and_names_the_first() {
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(text.contains(&first.pid().to_string()), "{text}");
     assert!(first.is_running().unwrap());
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
 }
 
 #[test]
 fn sigterm_ends_the_agent_with_code_0() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
-    assert_eq!(site.plaintext(), Some(REFUSED));
+    assert_eq!(plaintext(&site), Some(REFUSED));
     let status = agent.terminate().unwrap();
     assert_eq!(status.code(), Some(0), "{}", agent.log().unwrap());
 }
@@ -252,7 +235,7 @@ fn restarted_server_is_covered_again() {
 #[test]
 fn server_killed_in_the_middle_of_refusals_does_no_harm() {
     for product in Product::all() {
-        let mut site = Site::new(product);
+        let mut site = site(product);
         let mut agent = Agent::start(ENFORCE).unwrap();
         let to = site.server.at(site.net.app.db_v4());
         let login = site.server.open_login().packet_41();
@@ -283,8 +266,8 @@ fn server_killed_in_the_middle_of_refusals_does_no_harm() {
         assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
         agent.status().unwrap();
         site.server = Server::start(&site.net.db, &Options::new(product)).unwrap();
-        assert_eq!(site.plaintext(), Some(REFUSED));
-        site.tls_passes();
+        assert_eq!(plaintext(&site), Some(REFUSED));
+        site.tls_passes().unwrap();
     }
 }
 
@@ -309,8 +292,9 @@ fn storm_of_5000_plaintext_logins_is_refused_to_the_last() {
                     for _ in 0..EACH {
                         let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
                         raw.send(&login).unwrap();
-                        let error = raw.receive().unwrap().error();
-                        assert_eq!(error.map(|error| error.number), Some(REFUSED));
+                        let answer = raw.receive().unwrap();
+                        let number = answer.error().map(|error| error.number);
+                        assert_eq!(number, Some(REFUSED), "{answer:?}");
                         refused.fetch_add(1, Ordering::Relaxed);
                     }
                 });
@@ -336,14 +320,14 @@ fn storm_of_5000_plaintext_logins_is_refused_to_the_last() {
 
 #[test]
 fn full_device_for_records_stops_nothing() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let home = Home::new().unwrap().audit_to("/dev/full");
     home.configure(ENFORCE).unwrap();
     let mut agent = Agent::start_in(home).unwrap();
     for _ in 0..20 {
-        assert_eq!(site.plaintext(), Some(REFUSED));
+        assert_eq!(plaintext(&site), Some(REFUSED));
     }
-    site.tls_passes();
+    site.tls_passes().unwrap();
     assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
     agent.status().unwrap();
     wait::until_true("the agent to say so", PATIENCE, || {
@@ -354,7 +338,7 @@ fn full_device_for_records_stops_nothing() {
 
 #[test]
 fn full_disk_for_records_stops_nothing_and_the_loss_is_told_later() {
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let disk = SmallDisk::new();
     let home = Home::new().unwrap().audit_to(disk.0.join("audit.jsonl"));
     home.configure(ENFORCE).unwrap();
@@ -362,13 +346,13 @@ fn full_disk_for_records_stops_nothing_and_the_loss_is_told_later() {
     let ballast = disk.0.join("ballast");
     fs::write(&ballast, vec![0; 1 << 20]).ok();
     for _ in 0..50 {
-        assert_eq!(site.plaintext(), Some(REFUSED));
+        assert_eq!(plaintext(&site), Some(REFUSED));
     }
-    site.tls_passes();
+    site.tls_passes().unwrap();
     assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
     fs::remove_file(&ballast).unwrap();
     wait::until_true("a record of the loss", PATIENCE, || {
-        assert_eq!(site.plaintext(), Some(REFUSED));
+        assert_eq!(plaintext(&site), Some(REFUSED));
         Ok(agent
             .records()?
             .iter()
@@ -409,7 +393,7 @@ impl Drop for SmallDisk {
 #[test]
 fn configuration_of_10_mb_is_taken_or_refused_in_good_order() {
     use std::fmt::Write as _;
-    let site = Site::new(Product::MariaDb);
+    let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
     let mut networks = String::new();
     // 10.128.0.0/9 does not hold the client.
@@ -426,6 +410,6 @@ fn configuration_of_10_mb_is_taken_or_refused_in_good_order() {
     let (_, text) = agent.reload().unwrap();
     assert!(!text.is_empty(), "it says what came of it");
     assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
-    assert_eq!(site.plaintext(), Some(REFUSED));
-    site.tls_passes();
+    assert_eq!(plaintext(&site), Some(REFUSED));
+    site.tls_passes().unwrap();
 }

@@ -1,11 +1,12 @@
 //! A session over the server's Unix socket that lasts until it is told to end.
 
 use std::io::Write as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::netns::Host;
+use crate::place;
 use crate::server::{PASSWORD, Product, Server, USER};
 
 /// The command-line client of the server's product, logged in as the usual user.
@@ -19,9 +20,7 @@ impl SocketSession {
     /// is not in a tree of its own.
     pub fn start(server: &Server, host: Option<&Host>, uid: u32) -> Result<Self> {
         let client = server.product().client()?;
-        let mut command = Command::new("setpriv");
-        let id = uid.to_string();
-        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        let mut command = place::of_user(uid);
         command.arg(client.get_program()).args(client.get_args());
         command.args([
             "--no-defaults",
