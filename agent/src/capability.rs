@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
+use rustix::thread::CapabilitySet;
 
 /// A capability, by its name and its number in `linux/capability.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,12 @@ pub const BPF: Capability = Capability::new("CAP_BPF", 39);
 impl Capability {
     const fn new(name: &'static str, number: u32) -> Self {
         Self { name, number }
+    }
+
+    /// As a set of its own.
+    #[must_use]
+    pub const fn bit(self) -> CapabilitySet {
+        CapabilitySet::from_bits_retain(1 << self.number)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::bypass::{Kind, Look, Watch};
 use crate::capability::{
     BPF, Capability, DAC_READ_SEARCH, Effective, NET_ADMIN, PERFMON, SYS_PTRACE,
 };
+use crate::confine::filter;
 use crate::datapath::unix_probe::{NoTracing, UnixProbe, lockdown};
 use crate::datapath::{Loaded, cgroup};
 use crate::refusal::destroy;
@@ -33,7 +34,7 @@ struct Feature {
     test: fn() -> Result<String>,
 }
 
-const FEATURES: [Feature; 10] = [
+const FEATURES: [Feature; 11] = [
     Feature {
         name: "root of cgroup v2",
         required: true,
@@ -106,6 +107,14 @@ const FEATURES: [Feature; 10] = [
         remedy: "the gate's programs first: see the line about them",
         needs: &[BPF, PERFMON],
         test: unix_probe,
+    },
+    Feature {
+        name: "filter of system calls (seccomp)",
+        required: false,
+        cost: "the agent makes do with capabilities alone to confine itself: who took it over could make every system call",
+        remedy: "a kernel with CONFIG_SECCOMP_FILTER=y",
+        needs: &[],
+        test: filter::examine,
     },
     Feature {
         name: "room for socket records (net.core.optmem_max)",

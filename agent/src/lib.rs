@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod control;
 pub mod daemon;

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::bypass;
+use crate::confine::Confinement;
 
 /// The state of a running agent. Field names are stable; fields may be added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct Status {
     /// What of it could not be put back, and why.
     #[serde(default)]
     pub gate_errors: Vec<String>,
+    /// What the agent has given up.
+    #[serde(default)]
+    pub confined: Option<Confined>,
     /// How much of what there is is covered.
     pub coverage: Coverage,
     /// Ways by which bytes reach servers without passing the gate.
@@ -57,6 +61,31 @@ pub struct Status {
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
+/// What confines the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confined {
+    /// The capabilities that it still has.
+    pub capabilities: Vec<String>,
+    /// Whether its system calls are filtered.
+    pub seccomp: bool,
+    /// The whole in one line.
+    pub summary: String,
+}
+
+impl From<&Confinement> for Confined {
+    fn from(confinement: &Confinement) -> Self {
+        Self {
+            capabilities: confinement
+                .capabilities
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect(),
+            seccomp: confinement.not_filtered.is_none(),
+            summary: confinement.to_string(),
+        }
+    }
+}
+
     /// Path of its file.
     pub name: String,
     /// Version, counted up since the agent started.
@@ -183,20 +212,7 @@ impl fmt::Display for Status {
         if let Some(error) = &self.policy.rejected {
             writeln!(f, "          the last reload was rejected: {error}")?;
         }
-        if let Some(why) = &self.ends_with_agent {
-            writeln!(f, "gate      ends with the agent: {why}")?;
-        } else {
-            writeln!(
-                f,
-                "gate      stays on without the agent (musttls disarm takes it off)"
-            )?;
-        }
-        for (fault, times) in self.gate_faults.iter().filter(|(_, times)| **times > 0) {
-            writeln!(f, "          found {fault} by somebody else: {times} times")?;
-        }
-        for error in &self.gate_errors {
-            writeln!(f, "ALARM     {error}")?;
-        }
+        self.fmt_gate(f)?;
         writeln!(
             f,
             "coverage  {} of {} listeners",
@@ -266,6 +282,30 @@ impl fmt::Display for Status {
             f,
             "lost events",
             self.lost_events.iter().map(|(name, n)| (name.clone(), *n)),
+impl Status {
+    /// How safe the gate and the agent are from others.
+    fn fmt_gate(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(why) = &self.ends_with_agent {
+            writeln!(f, "gate      ends with the agent: {why}")?;
+        } else {
+            writeln!(
+                f,
+                "gate      stays on without the agent (musttls disarm takes it off)"
+            )?;
+        }
+        for (fault, times) in self.gate_faults.iter().filter(|(_, times)| **times > 0) {
+            writeln!(f, "          found {fault} by somebody else: {times} times")?;
+        }
+        for error in &self.gate_errors {
+            writeln!(f, "ALARM     {error}")?;
+        }
+        if let Some(confined) = &self.confined {
+            writeln!(f, "confined  {}", confined.summary)?;
+        }
+        Ok(())
+    }
+}
+
         )?;
         writeln!(
             f,

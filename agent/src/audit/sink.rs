@@ -150,6 +150,16 @@ impl AuditSink {
         }
     }
 
+    /// Whether the file could be made in its directory if it were not there: with what this process may do now.
+    pub fn examine_anew(target: &AuditTarget) -> Result<(), OpenError> {
+        match target {
+            AuditTarget::File(path) if !path.starts_with("/dev") => {
+                examine_directory(path).map_err(|errno| refused(errno, path))
+            }
+            AuditTarget::File(_) | AuditTarget::Stdout => Ok(()),
+        }
+    }
+
     const fn new(path: Option<PathBuf>, output: Output) -> Self {
         let stats = Stats {
             written: 0,
@@ -372,10 +382,7 @@ fn refused(errno: Errno, path: &Path) -> OpenError {
 fn examine_file(path: &Path) -> Result<(), Errno> {
     let found = match rustix::fs::lstat(path) {
         Ok(found) => FileType::from_raw_mode(found.st_mode),
-        Err(Errno::NOENT) => {
-            let directory = path.parent().unwrap_or(path);
-            return access(directory, Access::WRITE_OK | Access::EXEC_OK);
-        }
+        Err(Errno::NOENT) => return examine_directory(path),
         Err(errno) => return Err(errno),
     };
     match found {
@@ -388,6 +395,12 @@ fn examine_file(path: &Path) -> Result<(), Errno> {
             Err(Errno::NXIO)
         }
     }
+}
+
+/// The error that making the file would end with.
+fn examine_directory(path: &Path) -> Result<(), Errno> {
+    let directory = path.parent().unwrap_or(path);
+    access(directory, Access::WRITE_OK | Access::EXEC_OK)
 }
 
 fn open_file(path: &Path) -> Result<File, OpenError> {

@@ -1,8 +1,8 @@
 //! One agent a host: the gate is attached to the root cgroup, and two would refuse each session twice.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -12,6 +12,9 @@ use crate::error::Failed;
 
 /// Where the lock is, whatever the configuration says: two agents with two configurations are two agents.
 pub const PATH: &str = "/run/musttls/agent.lock";
+
+/// Who may open it may lock it (flock(2) asks for no more), and would keep every agent from starting.
+const MODE: u32 = 0o600;
 
 const RIGHTS: &str = "run as root, or let the user musttls runs as write there";
 
@@ -30,7 +33,7 @@ pub fn take(path: &Path) -> Result<Lock> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o644)
+        .mode(MODE)
         .open(path)
         .with_context(|| Failed::new(format!("open {}", path.display()), RIGHTS))?;
     if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -45,7 +48,8 @@ pub fn take(path: &Path) -> Result<Lock> {
             holder.trim()
         );
     }
-    file.set_len(0)
+    file.set_permissions(Permissions::from_mode(MODE))
+        .and_then(|()| file.set_len(0))
         .and_then(|()| file.rewind())
         .with_context(|| format!("empty {}", path.display()))?;
     writeln!(file, "{}", std::process::id())
@@ -69,5 +73,17 @@ mod tests {
         );
         drop(first);
         take(&path).unwrap();
+    }
+
+    #[test]
+    fn only_its_owner_may_open_it_also_where_that_was_not_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.lock");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        drop(take(&path).unwrap());
+        assert_eq!(mode(), MODE);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        drop(take(&path).unwrap());
+        assert_eq!(mode(), MODE);
     }
 }

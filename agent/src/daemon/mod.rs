@@ -40,6 +40,7 @@ use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::control::Pending;
 use crate::datapath::{self, Counters, PolicyTables, Ring, Told, UnixProbe, cgroup, pins};
+use crate::confine::{self, Confinement};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::refusal::{Report, ThreadState};
@@ -54,6 +55,7 @@ pub fn run(path: &Path) -> Result<Exit> {
     let loaded = Config::load(path, clock::wall(), PastDates::Warn)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
+    confine::never_dump()?;
     }
     let _lock = lock::take(Path::new(lock::PATH))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -111,6 +113,7 @@ struct Daemon {
     /// The root of cgroup v2, kept open as long as the gate is attached to it.
     gate: Gate,
 }
+    confinement: Confinement,
 
 /// What must live as long as the gate.
 struct Gate {

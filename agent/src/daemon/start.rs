@@ -21,6 +21,7 @@ use crate::audit::sink::AuditSink;
 use crate::bypass::Watch;
 use crate::clock;
 use crate::config::{self, Config};
+use crate::confine::{self, Confinement};
 use crate::control;
 use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
 use crate::error::{self, Failed, NotPermitted};
@@ -65,6 +66,8 @@ impl Daemon {
         let policy = policy::compile(&config, policy_version, now, clock::boottime_ns());
         let datapath = attach(place.pins, &policy, root.fd.as_fd())?;
 
+        // Before another thread runs, and before anything that a stranger has chosen is read.
+        let confinement = confine(&config)?;
         let registry = Arc::new(Registry::default());
         let tagger = Tagger::new(
             datapath.listeners,
@@ -129,6 +132,7 @@ impl Daemon {
             started: now,
             refusal_thread: Arc::default(),
             refusals: None,
+            confinement,
             config,
             gate: Gate {
                 programs: datapath.gate,
@@ -227,6 +231,25 @@ fn attach(pins: Option<Pins>, policy: &Tables, root: BorrowedFd<'_>) -> Result<D
 fn start_refusals(
     engine: Engine,
     state: Arc<ThreadState>,
+/// Gives up what is not needed from here on.
+fn confine(config: &Config) -> Result<Confinement> {
+    let confinement = confine::confine()?;
+    if confinement.not_filtered.is_none() {
+        tracing::info!("confined: {confinement}");
+    } else {
+        tracing::warn!(
+            help = "a kernel with CONFIG_SECCOMP_FILTER=y",
+            "confined: {confinement}"
+        );
+    }
+    if let Err(error) = AuditSink::examine_anew(&config.audit) {
+        tracing::warn!(
+            "once the audit file has been moved away (log rotation), no new one can be made: {error}"
+        );
+    }
+    Ok(confinement)
+}
+
 ) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
     std::thread::Builder::new()
         .name("refusals".to_owned())

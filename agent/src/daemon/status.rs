@@ -10,7 +10,7 @@ use super::recorder::losses::at;
 use crate::config::AuditTarget;
 use crate::datapath::UnixProbe;
 use crate::servers;
-use crate::status::{Alarm, Audit, Coverage, Listener, Policy, Server, Status};
+use crate::status::{Alarm, Audit, Confined, Coverage, Listener, Policy, Server, Status};
 
 impl Daemon {
     pub(super) fn status(&self) -> Status {
@@ -36,6 +36,7 @@ impl Daemon {
                 .collect(),
             gate_errors: self.gate.errors.values().cloned().collect(),
             coverage: self.coverage_of(&servers),
+            confined: Some(Confined::from(&self.confinement)),
             alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),
             unchecked: self.watch.last.unchecked_lines(),
             servers,

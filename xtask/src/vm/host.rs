@@ -63,6 +63,7 @@ const FULL: &[&str] = &[
     "pass",
     "persist",
     "proxy",
+    "privileges",
     "refusal",
     "reload",
     "suites",
