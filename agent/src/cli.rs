@@ -50,6 +50,18 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// List sessions older than the gate that are in the clear; end those of which that is certain with --execute
+    KillPlaintext {
+        /// End them; without it nothing is changed
+        #[arg(long)]
+        execute: bool,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+        /// Whom to ask.
+        #[command(flatten)]
+        control: Control,
+    },
     /// Take off a gate that stays on without an agent; stop the agent first
     Disarm,
     /// Work with configuration files
@@ -159,6 +171,7 @@ mod tests {
             "musttls doctor --json",
             "musttls config check f.toml",
             "musttls reload --socket /s",
+            "musttls kill-plaintext --execute --json --socket /s",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }

@@ -44,6 +44,12 @@ pub fn thread_cpu() -> Duration {
     read(ClockId::ThreadCPUTime)
 }
 
+/// `CLOCK_MONOTONIC` in nanoseconds, as events of the gate have it.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    u64::try_from(read(ClockId::Monotonic).as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// How long ago an event of the gate was: `ktime_ns` is `CLOCK_MONOTONIC` in nanoseconds. Zero for one in the
 /// future.
 #[must_use]

@@ -52,6 +52,11 @@ pub fn run(command: Command) -> Result<Exit> {
             command: ConfigCommand::Check { file },
         } => check(&file),
         Command::Reload { control } => reload(&control.socket),
+        Command::KillPlaintext {
+            execute,
+            output,
+            control,
+        } => kill_plaintext(&control.socket, execute, output.json),
         Command::Disarm => disarm(),
     }
 }
@@ -125,6 +130,41 @@ fn status(socket: &Path, json: bool) -> Result<Exit> {
         Some(Answer::Error { error }) => bail!("{error}"),
         Some(other) => bail!("the agent answered {other:?} to a question for its status"),
     }
+}
+
+fn kill_plaintext(socket: &Path, execute: bool, json: bool) -> Result<Exit> {
+    let sessions = match ask(socket, control::Command::KillPlaintext { execute })? {
+        Some(Answer::Plaintext { sessions }) => sessions,
+        None => return Ok(Exit::NotRunning),
+        Some(Answer::Error { error }) => bail!("{error}"),
+        Some(other) => bail!("the agent answered {other:?} to a question for plaintext sessions"),
+    };
+    let exit = if sessions.iter().any(|session| session.error.is_some()) {
+        Exit::Finding
+    } else {
+        Exit::Ok
+    };
+    if json {
+        print_json(&sessions)?;
+        return Ok(exit);
+    }
+    if sessions.is_empty() {
+        print("no session older than the gate is in the clear, as far as is known\n")?;
+    }
+    for session in &sessions {
+        let is_due = session.certainty.as_deref() == Some("certain") && session.exception.is_none();
+        let what = match (&session.error, session.killed, is_due) {
+            (Some(error), ..) => format!("not ended: {error}"),
+            (None, true, _) => "ended".to_owned(),
+            (None, false, true) => "would be ended".to_owned(),
+            (None, false, false) => "stays".to_owned(),
+        };
+        print(&format!("{session}: {what}\n"))?;
+    }
+    if !execute && !sessions.is_empty() {
+        complain("Nothing was changed. To end them: musttls kill-plaintext --execute");
+    }
+    Ok(exit)
 }
 
 fn disarm() -> Result<Exit> {

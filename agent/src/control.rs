@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::error::Failed;
-use crate::status::Status;
+use crate::status::{self, Status};
 
 /// Version of the messages; both sides refuse another.
 const VERSION: u32 = 1;
@@ -31,6 +31,11 @@ pub enum Command {
     Status,
     /// Read the configuration again.
     Reload,
+    /// List the sessions older than the gate that are in the clear; end them if `execute`.
+    KillPlaintext {
+        /// Whether to end them.
+        execute: bool,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -56,6 +61,11 @@ pub enum Answer {
     Rejected {
         /// Why, pointing at the line.
         error: String,
+    },
+    /// To [`Command::KillPlaintext`].
+    Plaintext {
+        /// Those in the clear, as far as is known.
+        sessions: Vec<status::Older>,
     },
     /// The request cannot be carried out.
     Error {
@@ -201,7 +211,11 @@ pub fn ask(path: &Path, command: Command) -> Result<Answer> {
     })
     .context("encode the request")?;
     line.push(b'\n');
-    stream.write_all(&line).context("send the request")?;
+    match stream.write_all(&line) {
+        // It has answered already, without a look at the request: who asks may not.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        sent => sent.context("send the request")?,
+    }
     let mut answer = String::new();
     BufReader::new(stream)
         .read_line(&mut answer)

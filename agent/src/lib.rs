@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod error;
 pub mod login;
 pub mod metrics;
+pub mod older;
 pub mod policy;
 pub mod refusal;
 pub mod scan;

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use jiff::Timestamp;
 use musttls_common::counter::{self, Global, Outcome};
+use musttls_common::older::Spoken;
 use musttls_common::verdict::{Hold, Mode};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -29,6 +30,7 @@ use crate::bypass::{self, Look};
 use crate::cipher;
 use crate::config::{Config, Expiry};
 use crate::datapath::Fault;
+use crate::older::Counts;
 
 /// From the login to the ERR, in seconds. The servers' own refusal takes 70 to 200 us on a local
 /// network; above 1 s clients give up.
@@ -55,6 +57,7 @@ pub struct Metrics {
     servers_covered: Gauge,
     bypasses: Family<Labels<1>, Gauge>,
     gate_faults: Family<Labels<1>, Counter>,
+    older: Family<Labels<1>, Gauge>,
     events_lost: Family<Labels<1>, Counter>,
     listeners_unrecorded: Counter,
     held_segments: Family<Labels<1>, Counter>,
@@ -111,6 +114,11 @@ impl Metrics {
                 r,
                 "gate_faults",
                 "Changes by others of what attaches the gate",
+            ),
+            older: add(
+                r,
+                "sessions_older",
+                "Open sessions that are older than the gate, by what they speak",
             ),
             events_lost: add(
                 r,
@@ -300,6 +308,19 @@ impl Metrics {
             .map(move |fault| (fault, count(fault)))
     }
 
+    /// Sets how many open sessions are older than the gate. Those that are not followed are unknown.
+    pub fn set_older(&self, counts: &Counts) {
+        for (spoken, count) in [
+            (Spoken::Tls, counts.tls),
+            (Spoken::Plaintext, counts.plaintext),
+            (Spoken::Unknown, counts.unknown + counts.beyond),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            let labels = one("speaks", spoken.as_str());
+            self.older.get_or_create(&labels).set(count);
+        }
+    }
+
     /// Tells that a configuration was taken over.
     pub fn set_policy(&self, config: &Config, version: u32, now: Timestamp) {
         self.reload_success.set(1);
@@ -444,6 +465,7 @@ mod tests {
             details: None,
             exposed: None,
             refusal: None,
+            is_older: false,
         }
     }
 
@@ -496,6 +518,12 @@ mod tests {
         metrics.refusal("held", None);
         metrics.event_unreadable();
         metrics.set_coverage(2, 1);
+        metrics.set_older(&Counts {
+            tls: 1,
+            plaintext: 2,
+            unknown: 3,
+            beyond: 4,
+        });
         metrics.set_bypasses(&Look {
             alarms: [bypass::Alarm {
                 kind: bypass::Kind::Mptcp,
@@ -537,6 +565,8 @@ mod tests {
             "musttls_refusal_latency_seconds_count 1",
             "musttls_servers 2",
             "musttls_servers_covered 1",
+            "musttls_sessions_older{speaks=\"plaintext\"} 2",
+            "musttls_sessions_older{speaks=\"unknown\"} 7",
             "musttls_bypasses{kind=\"mptcp\"} 1",
             "musttls_bypasses{kind=\"smc\"} 0",
             "musttls_credentials_exposed_total{server=\"orders\"} 1",

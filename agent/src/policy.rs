@@ -20,7 +20,7 @@ use musttls_common::policy::{
     MAX_SERVERS, NEVER, PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey, first_match,
 };
 
-use crate::config::{Config, Exception, Expiry, Floor};
+use crate::config::{Config, Exception, Existing, Expiry, Floor};
 
 /// The IPv4-mapped part of the address space, `::ffff:0:0/96`.
 const V4_SPACE: (u128, u32) = (0xffff_0000_0000, V4_MAPPED_PREFIX_BITS);
@@ -167,7 +167,7 @@ fn server<'c>(
     ServerPolicy {
         exceptions: set_of(live.filter(|(_, exception)| applies(exception))),
         mode: config.mode_of(index) as u8,
-        _pad: 0,
+        refuses_older: u8::from(config.existing == Existing::RefusePlaintext),
         floor: tls.require.version(),
         observed_floor: tls.observe.map_or(0, Floor::version),
         _pad2: 0,

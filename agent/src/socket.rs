@@ -12,8 +12,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use rustix::net::{SendFlags, Shutdown, SocketAddrUnix, getsockname, send, shutdown, sockopt};
+use rustix::net::{
+    SendFlags, Shutdown, SocketAddrUnix, getpeername, getsockname, send, shutdown, sockopt,
+};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// `TCP_REPAIR_OFF_NO_WP` (`include/uapi/linux/tcp.h`, Linux 4.19): leave repair mode without a window probe.
@@ -133,7 +136,42 @@ pub struct TcpState {
     pub received: u64,
 }
 
+/// A connection, as TCP tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its own address.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub peer: SocketAddr,
+    /// For how long the peer has sent nothing. The session is at least so old.
+    pub idle: Duration,
+}
+
 impl Socket {
+    /// The connection, if it is an established one of TCP.
+    pub fn connection(&self) -> io::Result<Option<Connection>> {
+        if self.kind()? != Kind::Tcp {
+            return Ok(None);
+        }
+        let info = self.tcp_info()?;
+        if info.first() != Some(&TCP_ESTABLISHED) {
+            return Ok(None);
+        }
+        let local = SocketAddr::try_from(getsockname(&self.0)?);
+        let peer = getpeername(&self.0)?.map(SocketAddr::try_from);
+        let (Ok(local), Some(Ok(peer))) = (local, peer) else {
+            return Ok(None);
+        };
+        // tcpi_last_data_recv, u32 at 52: milliseconds; it counts from the handshake if nothing has come.
+        let idle = info.get(52..).and_then(|bytes| bytes.first_chunk());
+        let idle = idle.copied().map_or(0, u32::from_ne_bytes);
+        Ok(Some(Connection {
+            local,
+            peer,
+            idle: Duration::from_millis(idle.into()),
+        }))
+    }
+
     /// Its cookie (`SO_COOKIE`).
     pub fn cookie(&self) -> io::Result<u64> {
         Ok(sockopt::socket_cookie(&self.0)?)
@@ -174,21 +212,7 @@ impl Socket {
 
     /// What TCP says of it (`TCP_INFO`, `struct tcp_info` of `include/uapi/linux/tcp.h`, Linux 4.19).
     pub fn tcp_state(&self) -> io::Result<TcpState> {
-        let mut info = [0_u8; 256];
-        let mut len = libc::socklen_t::try_from(info.len()).unwrap_or(0);
-        // SAFETY: `info` has `len` writable bytes, and `len` is a valid place.
-        let error = unsafe {
-            libc::getsockopt(
-                self.0.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                info.as_mut_ptr().cast(),
-                &raw mut len,
-            )
-        };
-        if error != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let info = self.tcp_info()?;
         let number = |offset: usize| {
             let bytes = info
                 .get(offset..offset + 8)
@@ -207,6 +231,26 @@ impl Socket {
                 .wrapping_add(not_sent),
             received: number(128)?,
         })
+    }
+
+    /// `TCP_INFO`; what the kernel does not know is 0.
+    fn tcp_info(&self) -> io::Result<[u8; 256]> {
+        let mut info = [0_u8; 256];
+        let mut len = libc::socklen_t::try_from(info.len()).unwrap_or(0);
+        // SAFETY: `info` has `len` writable bytes, and `len` is a valid place.
+        let error = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if error != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(info)
     }
 
     /// Sends `bytes` to the peer, all or nothing, without waiting.
@@ -251,10 +295,7 @@ impl Socket {
 
     /// Closes the duplicate, so that the owner's close sends the peer an RST instead of a FIN.
     pub fn close_with_reset(self) -> io::Result<()> {
-        Ok(sockopt::set_socket_linger(
-            &self.0,
-            Some(std::time::Duration::ZERO),
-        )?)
+        Ok(sockopt::set_socket_linger(&self.0, Some(Duration::ZERO))?)
     }
 
     fn set(&self, option: libc::c_int, value: libc::c_int) -> io::Result<()> {

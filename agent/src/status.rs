@@ -45,6 +45,9 @@ pub struct Status {
     /// Sessions by outcome, by name of the server's settings. `seen` is the sum of all others and of the
     /// sessions that are open and undecided.
     pub sessions: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Sessions older than the gate.
+    #[serde(default)]
+    pub older: OlderSessions,
     /// TLS sessions on record whose client sent a login in the clear before the TLS.
     #[serde(default)]
     pub credentials_exposed: u64,
@@ -58,9 +61,6 @@ pub struct Status {
     pub audit: Audit,
 }
 
-/// A policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
 /// What confines the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confined {
@@ -86,6 +86,122 @@ impl From<&Confinement> for Confined {
     }
 }
 
+/// Sessions older than the gate that are still open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OlderSessions {
+    /// What is done about those in the clear: `keep` or `refuse-plaintext`.
+    pub existing: String,
+    /// How many speak TLS.
+    pub tls: usize,
+    /// How many are in the clear.
+    pub plaintext: usize,
+    /// Of how many it is not known: nothing that tells has come of their clients.
+    pub unknown: usize,
+    /// How many were not followed, because there were too many.
+    pub beyond: usize,
+    /// All but the last.
+    pub sessions: Vec<Older>,
+}
+
+/// A session older than the gate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Older {
+    /// The client's address and port.
+    pub client: String,
+    /// Address and port to which it has connected.
+    pub server: String,
+    /// The server's process id.
+    pub pid: i32,
+    /// Its program.
+    pub program: String,
+    /// `tls`, `plaintext` or `unknown`.
+    pub speaks: String,
+    /// `likely` or `certain`; absent if it is not known what it speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certainty: Option<String>,
+    /// How old it is at least, in seconds: so long its client had sent nothing when it was found, and the time since.
+    pub age_at_least_s: u64,
+    /// How old it is at most: the age of the server's process.
+    pub age_at_most_s: u64,
+    /// The exception that allows it to be in the clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exception: Option<String>,
+    /// Whether a command of it is held, and it is about to be refused.
+    #[serde(default)]
+    pub held: bool,
+    /// Whether it was ended just now.
+    #[serde(default)]
+    pub killed: bool,
+    /// Why it was not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl fmt::Display for Older {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let certainty = self.certainty.as_deref().unwrap_or("-");
+        write!(
+            f,
+            "{:<28} -> {:<22} {} {}  {}, {certainty}, age {} to {} s",
+            self.client,
+            self.server,
+            self.program,
+            self.pid,
+            self.speaks,
+            self.age_at_least_s,
+            self.age_at_most_s
+        )?;
+        if let Some(exception) = &self.exception {
+            write!(f, ", allowed by {exception}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Most sessions older than the gate that the text lists.
+const LISTED: usize = 20;
+
+impl fmt::Display for OlderSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            tls,
+            plaintext,
+            unknown,
+            beyond,
+            ..
+        } = self;
+        if tls + plaintext + unknown + beyond == 0 {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "\nolder than the gate: {plaintext} in the clear, {tls} TLS, {unknown} unknown (existing = \"{}\")",
+            self.existing
+        )?;
+        // Those that matter first.
+        let order = ["plaintext", "unknown", "tls"];
+        let sorted = order.iter().flat_map(|speaks| {
+            self.sessions
+                .iter()
+                .filter(move |session| session.speaks == *speaks)
+        });
+        for session in sorted.take(LISTED) {
+            writeln!(f, "  {session}")?;
+        }
+        if self.sessions.len() > LISTED {
+            let more = self.sessions.len() - LISTED;
+            writeln!(f, "  and {more} more: musttls status --json lists them")?;
+        }
+        if *beyond > 0 {
+            writeln!(f, "  {beyond} more are not followed: too many")?;
+        }
+        Ok(())
+    }
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
     /// Path of its file.
     pub name: String,
     /// Version, counted up since the agent started.
@@ -259,6 +375,7 @@ impl fmt::Display for Status {
                     .map(move |(outcome, n)| (format!("{server} {outcome}"), *n))
             }),
         )?;
+        write!(f, "{}", self.older)?;
         if self.credentials_exposed > 0 {
             writeln!(
                 f,
@@ -282,6 +399,15 @@ impl fmt::Display for Status {
             f,
             "lost events",
             self.lost_events.iter().map(|(name, n)| (name.clone(), *n)),
+        )?;
+        writeln!(
+            f,
+            "\naudit     {}: {} written, {} lost",
+            self.audit.target, self.audit.written, self.audit.lost
+        )
+    }
+}
+
 impl Status {
     /// How safe the gate and the agent are from others.
     fn fmt_gate(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -303,15 +429,6 @@ impl Status {
             writeln!(f, "confined  {}", confined.summary)?;
         }
         Ok(())
-    }
-}
-
-        )?;
-        writeln!(
-            f,
-            "\naudit     {}: {} written, {} lost",
-            self.audit.target, self.audit.written, self.audit.lost
-        )
     }
 }
 

@@ -27,6 +27,9 @@ pub enum Kind {
     Unix = 7,
     /// The socket of a denied session is closed: the server has let go of it, or it was reset.
     Released = 8,
+    /// What the client of a session older than the gate speaks is certain. With [`crate::verdict::Reason::OlderPlaintext`]
+    /// the policy denies it; in enforce mode it is then held.
+    Older = 9,
 }
 
 impl Kind {
@@ -42,6 +45,7 @@ impl Kind {
             6 => Some(Self::Listen),
             7 => Some(Self::Unix),
             8 => Some(Self::Released),
+            9 => Some(Self::Older),
             _ => None,
         }
     }
@@ -94,8 +98,10 @@ pub struct Event {
     pub offered_version: u16,
     /// The TLS floor that refused the session, or of a session that passed: that would refuse it; 0 for none.
     pub floor: u16,
+    /// A [`crate::older::Spoken`], in [`Kind::Older`].
+    pub spoken: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 4],
+    pub _pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<Event>() == 120 && align_of::<Event>() == 8);

@@ -15,8 +15,9 @@
 //! | [`floor`] | which TLS is good enough; what a client's `ClientHello` offers | - | gate, agent |
 //! | [`judge`] | what one client segment proves | - | gate |
 //! | [`verdict`] | verdict, reason, mode, action | gate | agent |
+//! | [`older`] | sessions older than the gate: what their clients speak | gate, agent (when it finds one) | gate, agent |
 //! | [`policy`] | exceptions as bit vectors, evaluated in constant time | agent | gate, agent |
-//! | [`session`] | the record that hangs on a socket | gate, agent (listeners) | gate |
+//! | [`session`] | the record that hangs on a socket | gate, agent (listeners, sessions older than the gate) | gate, agent (the latter) |
 //! | [`event`] | ring buffer records | gate | agent |
 //! | [`counter`] | indices of the per-CPU counters | gate | agent |
 //!
@@ -38,6 +39,7 @@ pub mod floor;
 pub mod judge;
 pub mod mysql;
 pub mod mysqlx;
+pub mod older;
 pub mod policy;
 pub mod proxy;
 pub mod session;
@@ -53,4 +55,4 @@ mod pod;
 /// It grows with each change of a `repr(C)` type, of a map or of a number in [`verdict`],
 /// [`counter`] or [`event`], and stands in each record, so that one side refuses the other's
 /// records instead of misreading them.
-pub const ABI_VERSION: u16 = 5;
+pub const ABI_VERSION: u16 = 6;

@@ -131,8 +131,8 @@ pub struct ServerPolicy {
     pub exceptions: RuleSet,
     /// A [`crate::verdict::Mode`].
     pub mode: u8,
-    #[doc(hidden)]
-    pub _pad: u8,
+    /// 1 when sessions older than the gate are refused if they are in the clear.
+    pub refuses_older: u8,
     /// The lowest TLS version that passes (`ProtocolVersion`).
     pub floor: u16,
     /// A higher floor that is only reported; 0 for none.

@@ -8,6 +8,7 @@
 use crate::floor::ClientHelloReader;
 use crate::mysql::GreetingReader;
 use crate::mysqlx::{ClientFrames, ServerFrames};
+use crate::older::Older;
 use crate::policy::Walk;
 use crate::proxy::Headers;
 use crate::tls::ServerHelloReader;
@@ -100,12 +101,15 @@ pub enum Phase {
     Excepted = 6,
     /// Plaintext, reported in observe mode.
     Observed = 7,
-    /// Not a `MySQL` session, or one that the server refused with an ERR packet instead of a greeting.
+    /// Not a `MySQL` session, or one that the server refused with an ERR packet instead of a greeting; one older than the
+    /// gate of which nothing more is to be learned.
     Foreign = 8,
+    /// Older than the gate: passes, and is listened to.
+    Older = 9,
 }
 
 impl Phase {
-    /// From here on a session is decided and passes.
+    /// From here on a session is decided and passes, unless [`SocketRecord::apart`] says otherwise.
     pub const DECIDED: u8 = Self::Secure as u8;
 
     /// Reads a phase from a record; an unknown number is taken as [`Phase::Listener`], which fails
@@ -122,6 +126,7 @@ impl Phase {
             6 => Self::Excepted,
             7 => Self::Observed,
             8 => Self::Foreign,
+            9 => Self::Older,
             _ => Self::Listener,
         }
     }
@@ -145,7 +150,7 @@ pub struct Endpoints {
     pub _pad: u16,
 }
 
-/// The record. Fields are written by one direction each, but for those of the verdict (`phase`, `denied`, `reason`,
+/// The record. Fields are written by one direction each, but for those of the verdict (`phase`, `apart`, `reason`,
 /// `rule`, `floor`, `policy_version`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -201,9 +206,9 @@ pub struct SocketRecord {
     pub flags_high: u8,
     /// [`crate::ABI_VERSION`].
     pub abi: u16,
-    /// 1 once the session is denied, for good: two CPUs may judge it at once, and the other's phase must not
-    /// undo the denial.
-    pub denied: u8,
+    /// Not 0 when the session goes no usual way, whatever its phase: [`Self::DENIED`] once it is denied, for good, because
+    /// two CPUs may judge it at once, and the other's phase must not undo the denial; [`Self::OLDER`].
+    pub apart: u8,
     /// 1 when a pending listener's session began with what looks like a TLS record: no more than one may pass
     /// before the server has answered.
     pub tls_first: u8,
@@ -221,19 +226,26 @@ pub struct SocketRecord {
     /// Offset in the client's stream of the first byte behind a login's flags that has passed without a judgement of
     /// its own; 0 for none. It may be in the server's queue.
     pub ahead_from: u32,
+    /// Of a session older than the gate: what is known of it.
+    pub older: Older,
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 224 && align_of::<SocketRecord>() == 8);
+const _: () = assert!(size_of::<SocketRecord>() == 232 && align_of::<SocketRecord>() == 8);
 
 impl SocketRecord {
+    /// [`Self::apart`] of a denied session.
+    pub const DENIED: u8 = 1;
+    /// [`Self::apart`] of a session older than the gate, as long as its client's bytes are read.
+    pub const OLDER: u8 = 2;
+
     /// Where the session stands. A denial is for good, whatever another CPU has written to `phase`.
     #[must_use]
     #[inline(always)]
     pub const fn phase(&self) -> Phase {
-        if self.denied == 0 {
-            Phase::from_u8(self.phase)
-        } else {
-            Phase::Denied
+        match self.apart {
+            0 => Phase::from_u8(self.phase),
+            Self::OLDER => Phase::Older,
+            _ => Phase::Denied,
         }
     }
 
@@ -267,6 +279,51 @@ impl SocketRecord {
         self.ahead_from == 0 || self.headers.end() as u32 + end <= self.ahead_from
     }
 
+    /// The record that the agent gives a session older than the gate. `endpoints` has the index of its server's
+    /// settings, `class` is its listener's.
+    #[must_use]
+    pub fn found(
+        cookie: u64,
+        listener_cookie: u64,
+        endpoints: Endpoints,
+        class: ListenerClass,
+    ) -> Self {
+        Self {
+            cookie,
+            listener_cookie,
+            endpoints,
+            rule: crate::policy::NO_RULE,
+            class: class as u8,
+            phase: Phase::Older as u8,
+            apart: Self::OLDER,
+            abi: crate::ABI_VERSION,
+            older: Older::FOUND,
+            ..Self::default()
+        }
+    }
+
+    /// The same for a session that a gate of another ABI has judged: no more is to be done about it.
+    #[must_use]
+    pub const fn judged_elsewhere(self) -> Self {
+        Self {
+            phase: Phase::Foreign as u8,
+            apart: 0,
+            older: Older::NOT,
+            ..self
+        }
+    }
+
+    /// The record of a session older than the gate with which the gate listens to it again.
+    #[must_use]
+    pub const fn again(self) -> Self {
+        Self {
+            phase: Phase::Older as u8,
+            apart: Self::OLDER,
+            older: self.older.after_a_gap(),
+            ..self
+        }
+    }
+
     /// The record of a listener.
     #[must_use]
     pub fn listener(cookie: u64, listener: Listener) -> Self {
@@ -289,7 +346,7 @@ mod tests {
 
     #[test]
     fn phases_read_back_and_the_decided_ones_come_last() {
-        for n in 0..=8 {
+        for n in 0..=9 {
             assert_eq!(Phase::from_u8(n) as u8, n);
         }
         for undecided in [

@@ -93,6 +93,8 @@ pub enum Reason {
     TlsBelowFloor = 9,
     /// The policy refuses the cipher suite, or all that the client offers.
     TlsCipherRefused = 10,
+    /// The session is older than the gate, and its client sends commands in the clear.
+    OlderPlaintext = 11,
 }
 
 impl Reason {
@@ -110,6 +112,7 @@ impl Reason {
             8 => Some(Self::Multipath),
             9 => Some(Self::TlsBelowFloor),
             10 => Some(Self::TlsCipherRefused),
+            11 => Some(Self::OlderPlaintext),
             _ => None,
         }
     }
@@ -128,6 +131,7 @@ impl Reason {
             Self::Multipath => "multipath",
             Self::TlsBelowFloor => "tls-below-floor",
             Self::TlsCipherRefused => "tls-cipher-refused",
+            Self::OlderPlaintext => "older-plaintext",
         }
     }
 
@@ -144,7 +148,8 @@ impl Reason {
             | Self::LoginBeforeGreeting
             | Self::NotALogin
             | Self::XWithoutTls
-            | Self::Multipath => false,
+            | Self::Multipath
+            | Self::OlderPlaintext => false,
         }
     }
 }

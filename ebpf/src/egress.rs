@@ -29,11 +29,12 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     let Some(record) = SOCKETS.get(sk.cast()) else {
         return Action::Pass;
     };
-    if record.phase >= Phase::DECIDED && record.denied == 0 {
+    if record.phase >= Phase::DECIDED && record.apart == 0 {
         return Action::Pass;
     }
     let phase = record.phase();
-    if phase == Phase::Listener {
+    // What the server of a session older than the gate sends is not read; once that is denied, the agent's refusal passes.
+    if phase == Phase::Listener || record.older.is_older() {
         return Action::Pass;
     }
     let Ok(tcp) = packet::tcp(ctx) else {
@@ -70,14 +71,14 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
 #[inline(always)]
 fn is_denied_now(record: &mut SocketRecord) -> bool {
     let word = &raw mut record.judging;
-    // Adds nothing: what was read of the greeting is written before `denied` is read. A full barrier on x86-64, not
+    // Adds nothing: what was read of the greeting is written before `apart` is read. A full barrier on x86-64, not
     // on arm64, whose barrier needs instructions that came after 5.10 (BPF_FETCH, 5.12).
     // SAFETY: one instruction on four aligned bytes of a record, which lives until the program ends.
     unsafe {
         asm!("lock *(u32 *)({word} + 0) += {zero}", word = in(reg) word, zero = in(reg) 0_i64);
     }
     // SAFETY: a valid place in the record; another CPU may change it meanwhile.
-    unsafe { (&raw const record.denied).read_volatile() != 0 }
+    unsafe { (&raw const record.apart).read_volatile() == SocketRecord::DENIED }
 }
 
 #[inline(always)]

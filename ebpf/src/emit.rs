@@ -76,9 +76,10 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
     event.proxied = record.headers.proxied;
     event.offered_version = record.client_hello.version();
     event.floor = record.floor;
+    event.spoken = record.older.spoken() as u8;
 }
 
-/// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself ten times a
+/// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself once to ten times a
 /// second; a denial wakes it at once.
 const WAKE_AT: u64 = 256 << 10;
 
@@ -89,6 +90,8 @@ pub(crate) enum Ring {
     Denials,
     /// To the record.
     Sessions,
+    /// The same, and wakes the agent: a session waits for it.
+    SessionsNow,
     /// To who names listeners.
     Listens,
 }
@@ -101,7 +104,7 @@ fn output(ring: Ring, data: *const u8, size: u64) {
             ptr::from_ref(&DENIALS).cast_mut().cast(),
             Global::LostDenials,
         ),
-        Ring::Sessions => (
+        Ring::Sessions | Ring::SessionsNow => (
             ptr::from_ref(&SESSIONS).cast_mut().cast(),
             Global::LostSessions,
         ),
@@ -110,17 +113,20 @@ fn output(ring: Ring, data: *const u8, size: u64) {
             Global::LostListens,
         ),
     };
-    let flags = if ring == Ring::Sessions {
-        // SAFETY: `map` is a ring buffer.
-        let waiting = unsafe { bpf_ringbuf_query(map, u64::from(BPF_RB_AVAIL_DATA)) };
-        u64::from(if waiting < WAKE_AT {
-            BPF_RB_NO_WAKEUP
-        } else {
-            BPF_RB_FORCE_WAKEUP
-        })
-    } else {
-        0
+    let flags = match ring {
+        Ring::Sessions => {
+            // SAFETY: `map` is a ring buffer.
+            let waiting = unsafe { bpf_ringbuf_query(map, u64::from(BPF_RB_AVAIL_DATA)) };
+            if waiting < WAKE_AT {
+                BPF_RB_NO_WAKEUP
+            } else {
+                BPF_RB_FORCE_WAKEUP
+            }
+        }
+        Ring::SessionsNow => BPF_RB_FORCE_WAKEUP,
+        Ring::Denials | Ring::Listens => 0,
     };
+    let flags = u64::from(flags);
     // SAFETY: `data` has `size` readable bytes: each caller passes a record and at most its length.
     let error = unsafe { bpf_ringbuf_output(map, data.cast_mut().cast(), size, flags) };
     if error != 0 {

@@ -182,7 +182,7 @@ pub(crate) fn on_server_hello(ctx: &SkBuffContext) -> Action {
 /// An exception from TLS is one from its floor, too.
 #[inline(always)]
 fn excepted(record: &mut SocketRecord, reason: Reason, rule: u16, policy: &Policy<'_>) -> Action {
-    if record.denied != 0 {
+    if record.apart != 0 {
         return Action::Pass;
     }
     record.reason = reason as u8;

@@ -2,9 +2,11 @@
 
 use core::arch::asm;
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_TCP_LISTEN;
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SkBuffContext;
-use musttls_common::counter::Outcome;
+use musttls_common::counter::{Global, Outcome};
 use musttls_common::event::{Kind, Login, TAIL_MAX};
 use musttls_common::judge::{Judgement, MAX_HOLDS, Segment, judge, may_overtake};
 use musttls_common::mysql::{
@@ -12,13 +14,13 @@ use musttls_common::mysql::{
     USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
 use musttls_common::policy::{NO_RULE, UserKey};
-use musttls_common::session::{ListenerClass, Phase, SocketRecord};
+use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
 use crate::maps::{
-    INGRESS, INGRESS_LOGIN, INGRESS_PROXY, INGRESS_THIRD_ACK, INGRESS_X, PORTS, SCRATCH, SOCKETS,
-    Scratch,
+    INGRESS, INGRESS_LOGIN, INGRESS_OLDER, INGRESS_PROXY, INGRESS_THIRD_ACK, INGRESS_X, LISTENERS,
+    PORTS, SCRATCH, SOCKETS, Scratch,
 };
 use crate::packet::{self, Unreadable};
 use crate::policy::{self, Policy};
@@ -39,8 +41,8 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
             Action::Pass
         };
     };
-    if record.denied != 0 {
-        return denied(ctx);
+    if record.apart != 0 {
+        return apart(ctx, record);
     }
     if record.phase >= Phase::DECIDED {
         return Action::Pass;
@@ -57,8 +59,28 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
         }
         Phase::Denied => denied(ctx),
         Phase::Plain | Phase::Claimed | Phase::ExceptedUser => undecided(ctx, record),
-        Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign => Action::Pass,
+        Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign | Phase::Older => {
+            Action::Pass
+        }
     }
+}
+
+/// A packet of a session that is denied, or older than the gate.
+#[inline(always)]
+fn apart(ctx: &SkBuffContext, record: &SocketRecord) -> Action {
+    if record.apart == SocketRecord::OLDER {
+        // SAFETY: nothing here waits to be dropped.
+        unsafe { INGRESS.tail_call(ctx, INGRESS_OLDER) };
+        // Not there: it passes as it did before the gate.
+        return Action::Pass;
+    }
+    // Its server has logged it in and waits for a command: a client that gives up frees its locks.
+    if record.older.is_older()
+        && packet::tcp(ctx).is_ok_and(|tcp| tcp.is_reset() && tcp.payload_len == 0)
+    {
+        return Action::Pass;
+    }
+    denied(ctx)
 }
 
 /// A listener without a record: one that may not be touched has its port in [`PORTS`].
@@ -68,13 +90,45 @@ fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock)
     let port = unsafe { (*sk).src_port };
     // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
     let Some(known) = (unsafe { PORTS.get(port) }) else {
-        return Action::Pass;
+        return unknown_listener(ctx, sk, port);
     };
     let Some(record) = SOCKETS.get_or_create(sk.cast()) else {
         emit::count_hold(Hold::NoRecord);
         return Verdict::Hold(Hold::NoRecord).action(policy::mode(known.server));
     };
     record.abi = musttls_common::ABI_VERSION;
+    listener(ctx, sk, record)
+}
+
+/// A listener of which nobody has told: one from before the gate, or one whose `listen(2)` has not come to its end. The kernel
+/// makes the callback for it (`session::listens`) when connections may come already (`inet_listen`), and a session that
+/// were established before that would have no record, ever. So the first packet for a listener gives it one, too.
+#[inline(always)]
+fn unknown_listener(
+    ctx: &SkBuffContext,
+    sk: *mut aya_ebpf::bindings::bpf_sock,
+    port: u32,
+) -> Action {
+    // SAFETY: the helper takes the context of a `cgroup_skb` program; the packet's socket is the listener.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
+    if let Some(named) = unsafe { LISTENERS.get(cookie) }
+        && named.class == ListenerClass::Other as u8
+        && named.learned == 0
+    {
+        return Action::Pass;
+    }
+    let Some(record) = SOCKETS.get_or_create(sk.cast()) else {
+        emit::count_global(Global::ListenerFull);
+        return Action::Pass;
+    };
+    record.listener_cookie = cookie;
+    record.abi = musttls_common::ABI_VERSION;
+    let endpoints = Endpoints {
+        server_port: port as u16,
+        ..Endpoints::default()
+    };
+    emit::listener(cookie, endpoints);
     listener(ctx, sk, record)
 }
 

@@ -5,7 +5,7 @@
 //! | `on_sock_ops` | `sock_ops` on the root cgroup | Linux 5.10 | no gate |
 //! | `on_ingress` | `cgroup_skb/ingress` | Linux 5.8 | no gate |
 //! | `on_egress` | `cgroup_skb/egress` | Linux 5.8 | no gate |
-//! | `on_proxy`, `on_login`, `on_third_ack`, `on_early_login`, `on_early_end`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
+//! | `on_proxy`, `on_login`, `on_third_ack`, `on_early_login`, `on_early_end`, `on_older`, `on_answer`, `on_client_hello`, `on_server_hello`, `x_ingress`, `x_egress` | called by the two above (`bpf_tail_call`) | the same | no gate |
 //! | `on_unix_connect` | `fentry` of `security_unix_stream_connect` | Linux 5.11, BTF, tracing allowed | Unix sessions are found by polling |
 
 #![no_std]
@@ -36,6 +36,7 @@ mod emit;
 mod floor;
 mod ingress;
 mod maps;
+mod older;
 mod packet;
 mod policy;
 mod proxy;
@@ -126,6 +127,13 @@ fn on_early_login(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn on_early_end(ctx: SkBuffContext) -> i32 {
     skb_result(early::on_end(&ctx))
+}
+
+/// Client to server, in a session older than the gate.
+#[cgroup_skb(ingress)]
+#[inline(always)]
+fn on_older(ctx: SkBuffContext) -> i32 {
+    skb_result(older::on_packet(&ctx))
 }
 
 /// Server to client.

@@ -86,7 +86,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 
 /// The record of each listener and session.
 ///
-/// Writer: all programs; the agent, for listeners. Readers: all programs. Entry: 224 bytes and about
+/// Writer: all programs; the agent, for listeners and for sessions older than the gate. Readers: all programs. Entry: 232 bytes and about
 /// 80 of the kernel's, charged to the socket (`net.core.optmem_max`). Full: the kernel does not accept
 /// the connection.
 #[btf_map]
@@ -106,7 +106,7 @@ pub(crate) static UNIX_LISTENERS: SocketStorage<u64, { BPF_F_NO_PREALLOC as usiz
 ///
 /// Writer: agent, before it attaches the gate. Readers: `ingress`, `proxy`, `floor`, `early`. Empty: what they would judge is held.
 #[btf_map]
-pub(crate) static INGRESS: ProgramArray<7> = ProgramArray::new();
+pub(crate) static INGRESS: ProgramArray<8> = ProgramArray::new();
 /// `x_ingress` in [`INGRESS`].
 pub(crate) const INGRESS_X: u32 = 0;
 /// `on_proxy` in [`INGRESS`].
@@ -121,6 +121,8 @@ pub(crate) const INGRESS_THIRD_ACK: u32 = 4;
 pub(crate) const INGRESS_EARLY_LOGIN: u32 = 5;
 /// `on_early_end` in [`INGRESS`].
 pub(crate) const INGRESS_EARLY_END: u32 = 6;
+/// `on_older` in [`INGRESS`].
+pub(crate) const INGRESS_OLDER: u32 = 7;
 
 /// Programs that `on_egress` calls. A map of its own, because all programs of one have one attach type.
 ///
@@ -134,9 +136,10 @@ pub(crate) const EGRESS_ANSWER: u32 = 1;
 /// `on_server_hello` in [`EGRESS`].
 pub(crate) const EGRESS_SERVER_HELLO: u32 = 2;
 
-/// What the agent found out about listeners that began to listen while the gate was on, by cookie.
+/// What the agent found out about listeners that the gate has asked about, by cookie: those that begin to listen while it is on,
+/// and others at their first packet.
 ///
-/// Writer: agent; `session`, for what a greeting has told. Reader: `session`, which moves it to the listener's record. Entry: 16 bytes; 4,096
+/// Writer: agent; `session`, for what a greeting has told. Readers: `ingress`; `session`, which moves it to the listener's record. Entry: 16 bytes; 4,096
 /// entries, 0.4 MB. Full: the oldest is dropped; its listener stays pending.
 #[btf_map]
 pub(crate) static LISTENERS: LruHashMap<u64, Listener, 4096> = LruHashMap::new();

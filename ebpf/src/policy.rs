@@ -52,6 +52,12 @@ impl Policy<'_> {
         Mode::from_u8(self.server.mode)
     }
 
+    /// Whether sessions older than the gate are refused if they are in the clear.
+    #[inline(always)]
+    pub(crate) const fn refuses_older(&self) -> bool {
+        self.server.refuses_older != 0
+    }
+
     #[inline(always)]
     pub(crate) const fn version(&self) -> u32 {
         self.root.version

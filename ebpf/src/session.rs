@@ -224,7 +224,12 @@ fn changed(ctx: &SockOpsContext) {
         }
         // It came, and was not answered.
         Phase::ExceptedUser => Outcome::Excepted,
-        Phase::Listener | Phase::Secure | Phase::Excepted | Phase::Observed | Phase::Foreign => {
+        Phase::Listener
+        | Phase::Secure
+        | Phase::Excepted
+        | Phase::Observed
+        | Phase::Foreign
+        | Phase::Older => {
             return;
         }
     };
@@ -240,7 +245,7 @@ fn changed(ctx: &SockOpsContext) {
 /// The server's own bytes were a TLS flight.
 #[inline(always)]
 pub(crate) fn secure(record: &mut SocketRecord, mode: Mode) {
-    if record.denied != 0 {
+    if record.apart != 0 {
         // By another CPU, at the same time.
         return;
     }
@@ -262,7 +267,7 @@ pub(crate) fn decide(record: &mut SocketRecord, action: Action) -> Kind {
         }
         Action::Drop => {
             record.phase = Phase::Denied as u8;
-            record.denied = 1;
+            record.apart = SocketRecord::DENIED;
             emit::count_outcome(record, Outcome::Denied);
             Kind::Denied
         }

@@ -101,7 +101,7 @@ pub(crate) fn on_egress(ctx: &SkBuffContext) -> Action {
     let Some(record) = sock(ctx).and_then(|sk| SOCKETS.get(sk.cast())) else {
         return Action::Pass;
     };
-    let is_denied = record.denied != 0;
+    let is_denied = record.apart == SocketRecord::DENIED;
     let Ok(tcp) = packet::tcp(ctx) else {
         return if is_denied {
             Action::Drop

@@ -28,6 +28,21 @@ const ENABLE_STATS: i32 = 32;
 
 /// `BPF_PROG_TYPE_CGROUP_SKB`.
 const CGROUP_SKB: u32 = 8;
+/// `BPF_PROG_TYPE_SOCK_OPS` and `BPF_CGROUP_SOCK_OPS`.
+const SOCK_OPS: u32 = 13;
+const CGROUP_SOCK_OPS: u32 = 3;
+/// Reads the clock 100,000 times in `BPF_SOCK_OPS_TCP_LISTEN_CB` (11), some milliseconds; else nothing.
+#[rustfmt::skip]
+const SLOW_TO_LISTEN: [u8; 64] = [
+    0x61, 0x12, 0, 0, 0, 0, 0, 0,             // r2 = ctx->op
+    0x55, 0x02, 4, 0, 11, 0, 0, 0,            // if r2 != 11 goto the end
+    0xb7, 0x06, 0, 0, 0, 0, 0, 0,             // r6 = 0
+    0x85, 0, 0, 0, 5, 0, 0, 0,                // again: call bpf_ktime_get_ns
+    0x07, 0x06, 0, 0, 1, 0, 0, 0,             // r6 += 1
+    0x55, 0x06, 0xfd, 0xff, 0xa0, 0x86, 1, 0, // if r6 != 100000 goto again
+    0xb7, 0, 0, 0, 1, 0, 0, 0,                // the end: r0 = 1
+    0x95, 0, 0, 0, 0, 0, 0, 0,                // exit
+];
 /// `r0 = 1; exit`: pass.
 const EMPTY: [u8; 16] = [0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 /// More programs than any machine of a benchmark has.
@@ -111,6 +126,22 @@ impl Program {
             .context("load an empty cgroup_skb program (bpf(2))")
     }
 
+    /// Loads a program that makes `listen(2)` slow, between the moment when connections may come and the callback for it that
+    /// programs of cgroups further up get.
+    pub fn slow_to_listen() -> Result<Self> {
+        lift_memlock_limit();
+        let license = c"GPL";
+        let mut attr = Attr::default();
+        attr.u32(0, SOCK_OPS)
+            .u32(4, 8)
+            .pointer(8, SLOW_TO_LISTEN.as_ptr())
+            .pointer(16, license.as_ptr())
+            .bytes(48, b"slow_to_listen");
+        // SAFETY: the instructions and the licence are constants; the kernel only reads them.
+        let fd = unsafe { attr.call_for_fd(PROG_LOAD) };
+        fd.map(Self).context("load a sock_ops program (bpf(2))")
+    }
+
     /// The youngest program called `name`.
     pub fn find(name: &str) -> Result<Self> {
         let mut found = None;
@@ -182,11 +213,20 @@ impl Program {
 
     /// Attaches it to `cgroup`, beside what is there, until the link is dropped.
     pub fn attach(&self, cgroup: &File, hook: Hook) -> Result<Link> {
+        self.attach_at(cgroup, hook.number())
+    }
+
+    /// The same for one that takes the callbacks of sockets.
+    pub fn attach_to_sockets(&self, cgroup: &File) -> Result<Link> {
+        self.attach_at(cgroup, CGROUP_SOCK_OPS)
+    }
+
+    fn attach_at(&self, cgroup: &File, at: u32) -> Result<Link> {
         let mut attr = Attr::default();
-        attr.fd(0, &self.0).fd(4, cgroup).u32(8, hook.number());
+        attr.fd(0, &self.0).fd(4, cgroup).u32(8, at);
         // SAFETY: the attributes hold no pointer.
         let fd = unsafe { attr.call_for_fd(LINK_CREATE) };
-        fd.map(Link).context("attach an empty program")
+        fd.map(Link).context("attach a program to a cgroup")
     }
 }
 

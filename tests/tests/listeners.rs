@@ -5,21 +5,23 @@
 
 #![cfg(test)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
+use musttls_tests::bpf::Program;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
 use musttls_tests::netns::{Host, Net};
 use musttls_tests::place::{Scratch, output};
 use musttls_tests::raw::Raw;
-use musttls_tests::server::{OPEN_USER, Options, Product, Server};
+use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::{ErrorPacket, LoginPacket, REFUSED};
 use rustix::net::sockopt::set_socket_reuseport;
@@ -128,6 +130,56 @@ fn server_in_a_cgroup_of_its_own_is_gated() {
         assert_eq!(found["cgroup"], format!("/{}", group.name()));
         is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
     }
+}
+
+/// The kernel takes connections before it tells programs that a socket listens. Here that takes some milliseconds longer
+/// than it does, and clients try all the time.
+#[test]
+fn sessions_from_before_the_callback_of_their_listener_are_judged() {
+    let net = Net::new().unwrap();
+    let group = Cgroup::new();
+    let directory = File::open(&group.path).unwrap();
+    let slow = Program::slow_to_listen().unwrap();
+    let _link = slow.attach_to_sockets(&directory).unwrap();
+    let enter = format!(
+        "echo $$ > {}/cgroup.procs; exec \"$@\"",
+        group.path.display()
+    );
+    let options = Options::new(Product::MariaDb).through(&["sh", "-ec", &enter, "sh"]);
+    let _agent = Agent::start(ENFORCE).unwrap();
+    let to = SocketAddr::new(net.app.db_v4(), PORT);
+    let is_up = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    loop {
+                        if let Ok(raw) = Raw::connect(&net.app, to) {
+                            return Some(raw);
+                        }
+                        if is_up.load(Ordering::Relaxed) {
+                            return None;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let server = Server::start(&net.db, &options);
+        is_up.store(true, Ordering::Relaxed);
+        let server = server.unwrap();
+        let sessions: Vec<_> = clients
+            .into_iter()
+            .filter_map(|client| client.join().unwrap())
+            .collect();
+        assert!(!sessions.is_empty(), "the server was up before any client");
+        for mut raw in sessions {
+            raw.greeting().unwrap();
+            raw.send(&server.open_login().packet_41()).unwrap();
+            let answer = raw.receive().unwrap();
+            let number = answer.error().map(|error| error.number);
+            assert_eq!(number, Some(REFUSED), "{answer:?}");
+        }
+    });
 }
 
 #[test]
@@ -339,9 +391,12 @@ fn galera_cluster_forms_while_its_classic_port_is_gated() {
     let agent = Agent::start(ENFORCE).unwrap();
     let second = Server::start(&net.app, &node("10.77.1.2", "10.77.1.1")).unwrap();
     for server in [&first, &second] {
+        // The first one takes no statements while the second one copies its data.
         wait::until_true("a cluster of two", PATIENCE * 2, || {
-            let size = server.query("SHOW STATUS LIKE 'wsrep_cluster_size'")?;
-            Ok(size.split_whitespace().eq(["wsrep_cluster_size", "2"]))
+            let status = "SHOW STATUS WHERE Variable_name IN ('wsrep_cluster_size', 'wsrep_ready')";
+            let status = server.query(status)?;
+            let wanted = ["wsrep_cluster_size", "2", "wsrep_ready", "ON"];
+            Ok(status.split_whitespace().eq(wanted))
         })
         .unwrap();
         let named = listeners(&agent, server.pid(), "Galera replication");

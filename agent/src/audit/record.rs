@@ -73,6 +73,8 @@ pub struct Session<'s> {
     pub exposed: Option<u32>,
     /// How the refusal went, where there was one.
     pub refusal: Option<Refusal<'s>>,
+    /// Whether it is older than the gate: what it speaks was concluded from what its client sent.
+    pub is_older: bool,
 }
 
 /// How a session reaches the server.
@@ -150,6 +152,8 @@ pub enum Outcome {
     Denied,
     /// The gate let it pass as TLS; the handshake failed.
     TlsFailed,
+    /// It is in the clear, and goes on because it is older than the gate.
+    Kept,
 }
 
 /// How a refusal went.
@@ -361,6 +365,7 @@ impl Outcome {
             Self::Observed => "would_deny",
             Self::Denied => "denied",
             Self::TlsFailed => "tls_failed",
+            Self::Kept => "kept",
         }
     }
 
@@ -380,6 +385,7 @@ impl Outcome {
                 (3, "Observed"),
                 (15, "Detected"),
             ),
+            Self::Kept => ((2, "Low"), (0, "Unknown"), (1, "Allowed"), (1, "Allowed")),
             Self::Denied => ((3, "Medium"), (2, "Failure"), (2, "Denied"), (21, "Reset")),
             Self::TlsFailed => (
                 (1, "Informational"),
@@ -481,8 +487,10 @@ fn session_record<'s>(
         action: action.1,
         disposition_id: disposition.0,
         disposition: disposition.1,
-        is_alert: matches!(session.outcome, Outcome::Denied | Outcome::Observed)
-            || session.exposed.is_some(),
+        is_alert: matches!(
+            session.outcome,
+            Outcome::Denied | Outcome::Observed | Outcome::Kept
+        ) || session.exposed.is_some(),
         is_cleartext: matches!(session.transport, Transport::Plaintext { .. }),
         is_remote: endpoints.is_some_and(is_remote),
         logon_type_id,
@@ -530,6 +538,7 @@ fn session_record<'s>(
                 Transport::Tls { .. } | Transport::Plaintext { .. } => None,
             },
             refusal: session.refusal,
+            older_than_gate: session.is_older,
             proxied: endpoints
                 .and_then(|endpoints| endpoints.proxied)
                 .map(ProxiedShape::of),
@@ -560,6 +569,7 @@ fn status_detail(session: &Session<'_>) -> Option<&'static str> {
         (Outcome::Denied, false) => Some("insecure transport"),
         (Outcome::Denied, true) => Some("weak TLS"),
         (Outcome::TlsFailed, _) => Some("the TLS handshake failed"),
+        (Outcome::Kept, _) => Some("insecure transport, older than the gate"),
     }
 }
 

@@ -203,6 +203,8 @@ pub(super) struct Unmapped<'s> {
     pub(super) socket: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) refusal: Option<Refusal<'s>>,
+    #[serde(skip_serializing_if = "is_false")]
+    pub(super) older_than_gate: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) proxied: Option<Proxied>,
 }

@@ -45,6 +45,7 @@ fn session(transport: Transport<'static>, outcome: Outcome) -> Session<'static> 
         details: None,
         exposed: None,
         refusal: None,
+        is_older: false,
     }
 }
 
@@ -107,6 +108,39 @@ fn failed_tls() -> Transport<'static> {
     }
 }
 
+fn below_floor() -> Session<'static> {
+    Session {
+        reason: Some(Reason::TlsBelowFloor),
+        refusal: Some(Refusal {
+            outcome: "answered",
+            err_after_us: Some(184),
+            released_after_us: Some(10_611),
+        }),
+        ..session(
+            Transport::Tls {
+                endpoints: endpoints(),
+                version: 0,
+                cipher: 0,
+                offered: 0x0302,
+                floor: 0x0303,
+            },
+            Outcome::Denied,
+        )
+    }
+}
+
+fn older() -> Session<'static> {
+    Session {
+        is_older: true,
+        ..session(
+            Transport::Plaintext {
+                endpoints: endpoints(),
+            },
+            Outcome::Kept,
+        )
+    }
+}
+
 /// One record of each kind, by the heading it has on the page.
 fn samples() -> Vec<(&'static str, String)> {
     let details = details();
@@ -142,24 +176,6 @@ fn samples() -> Vec<(&'static str, String)> {
         cipher: 0xc030,
         offered: 0,
         floor: 0x0304,
-    };
-    let below = Session {
-        reason: Some(Reason::TlsBelowFloor),
-        refusal: Some(Refusal {
-            outcome: "answered",
-            err_after_us: Some(184),
-            released_after_us: Some(10_611),
-        }),
-        ..session(
-            Transport::Tls {
-                endpoints: endpoints(),
-                version: 0,
-                cipher: 0,
-                offered: 0x0302,
-                floor: 0x0303,
-            },
-            Outcome::Denied,
-        )
     };
     let unix = Transport::Unix {
         path: Some("/run/mysqld/mysqld.sock"),
@@ -201,11 +217,15 @@ fn samples() -> Vec<(&'static str, String)> {
         ("Lost records", record::loss(&identity(), &loss, 190)),
         (
             "TLS below the floor",
-            record::session(&identity(), &below, 191),
+            record::session(&identity(), &below_floor(), 191),
         ),
         (
             "TLS below the observed floor",
             record::session(&identity(), &session(below_observed, Outcome::Allowed), 192),
+        ),
+        (
+            "Older than the gate",
+            record::session(&identity(), &older(), 193),
         ),
     ]
 }
@@ -296,6 +316,7 @@ fn outcomes_have_the_numbers_of_the_contract() {
         ("Unix socket", 1, 1, false, "require-tls"),
         ("TLS below the floor", 2, 21, false, "require-tls"),
         ("TLS below the observed floor", 1, 1, false, "require-tls"),
+        ("Older than the gate", 1, 1, true, "require-tls"),
     ] {
         let record = sample(kind);
         assert_eq!(record["action_id"], json!(action), "{kind}");

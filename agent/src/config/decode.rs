@@ -19,8 +19,8 @@ use super::report::{Problem, Problems};
 use super::value::{end_of, network, similar};
 use super::walk::{Section, Value};
 use super::{
-    AuditTarget, Config, DEFAULT_SERVER, Exception, Expiry, Floor, MAX_NETWORKS, MAX_USERS,
-    PastDates, REQUIRE_TLS, ServerConfig,
+    AuditTarget, Config, DEFAULT_SERVER, Exception, Existing, Expiry, Floor, MAX_NETWORKS,
+    MAX_USERS, PastDates, REQUIRE_TLS, ServerConfig,
 };
 
 pub(super) const ROOT_KEYS: &[&str] = &[
@@ -30,6 +30,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "observe",
     "refused_ciphers",
     "persist",
+    "existing",
     "server",
     "exception",
     "audit",
@@ -146,11 +147,28 @@ impl Decoder<'_> {
                     )
                 })
                 .unwrap_or(defaults.persist),
+            existing: root
+                .get("existing")
+                .and_then(|value| self.existing(value))
+                .unwrap_or(defaults.existing),
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
             metrics: self.metrics(root.get("metrics")),
             control: self
                 .control(root.get("control"))
                 .unwrap_or(defaults.control),
+        }
+    }
+
+    fn existing(&mut self, value: &Value<'_>) -> Option<Existing> {
+        let help = "write \"keep\" (let sessions that are older than the gate go on) or \"refuse-plaintext\"";
+        match self.string("existing", value, help)? {
+            "keep" => Some(Existing::Keep),
+            "refuse-plaintext" => Some(Existing::RefusePlaintext),
+            other => {
+                let title = format!("`{other}` is nothing to do about existing sessions");
+                self.wrong(value.span(), title, "", help);
+                None
+            }
         }
     }
 

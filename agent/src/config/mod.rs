@@ -64,12 +64,34 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether the gate outlives the agent.
     pub persist: bool,
+    /// What is done about sessions older than the gate.
+    pub existing: Existing,
     /// Where audit records go.
     pub audit: AuditTarget,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
     /// Path of the control socket.
     pub control: PathBuf,
+}
+
+/// What is done about sessions older than the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// They are shown, and go on.
+    Keep,
+    /// Those in the clear are refused on servers in enforce mode.
+    RefusePlaintext,
+}
+
+impl Existing {
+    /// The word of the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::RefusePlaintext => "refuse-plaintext",
+        }
+    }
 }
 
 /// Settings of one server.
@@ -192,6 +214,7 @@ impl Default for Config {
             exceptions: Vec::new(),
             trusted_proxies: Vec::new(),
             persist: true,
+            existing: Existing::Keep,
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
             metrics: None,
             control: PathBuf::from(DEFAULT_CONTROL),

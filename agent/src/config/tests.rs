@@ -154,6 +154,7 @@ fn every_key_is_documented() {
         "observe",
         "refused_ciphers",
         "persist",
+        "existing",
         "[[server]]",
         "[[exception]]",
         "name",
@@ -185,7 +186,7 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
         &report("zzz = 1"),
         &[
             "musttls.toml:1:1",
-            "mode, trusted_proxies, require, observe, refused_ciphers, persist, server, exception, audit",
+            "mode, trusted_proxies, require, observe, refused_ciphers, persist, existing, server, exception, audit",
         ],
     );
     assert_says(

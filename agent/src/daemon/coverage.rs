@@ -52,6 +52,7 @@ impl Daemon {
                 }
             }
         }
+        self.older.look(&self.registry.servers());
         self.look_beside();
     }
 

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | a report of the refusal thread | record, metric |
 //! | a record in the ring of listeners | it is named |
-//! | a record in the ring of sessions | record, metric |
+//! | a record in the ring of sessions | record, metric; a session older than the gate is refused if a command of it is held |
+//! | sockets wait to be looked at | some of them are, for sessions older than the gate |
 //! | a tick | exceptions that have ended leave the tables; counters are read |
 //! | the pause after a look is over | servers are looked for |
 //! | SIGHUP, `musttls reload` | the configuration is read again, and swapped or kept |
@@ -15,8 +16,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use musttls_common::event::Kind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Daemon;
 use super::reload::Compiled;
@@ -38,8 +40,10 @@ const TICK: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_millis(100);
 /// The same where nothing was in it.
 const DRAIN_IDLE: Duration = Duration::from_secs(1);
+/// How often some sockets of a server are looked at, as long as any wait.
+const STEP: Duration = Duration::from_millis(5);
 /// Sessions that are recorded before other events get their turn.
-const BATCH: usize = 4096;
+pub(super) const BATCH: usize = 4096;
 
 /// The signals that the agent takes.
 pub(super) struct Signals {
@@ -69,6 +73,8 @@ impl Daemon {
         let mut naming = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut tick = tokio::time::interval(TICK);
         let mut drain = std::pin::pin!(tokio::time::sleep(DRAIN));
+        let mut step = tokio::time::interval(STEP);
+        step.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => break,
@@ -110,6 +116,7 @@ impl Daemon {
                     let pause = REFRESH.max(clock::thread_cpu().saturating_sub(began) * REFRESH_SHARE);
                     refresh.as_mut().reset(Instant::now() + pause);
                 }
+                _ = step.tick(), if self.older.is_scanning() => self.step_older(),
                 _ = tick.tick() => self.tick(),
             }
             if self
@@ -156,9 +163,10 @@ impl Daemon {
     }
 
     /// Records sessions that the gate reports, up to a batch. Returns how many.
-    fn drain(&mut self) -> usize {
+    pub(super) fn drain(&mut self) -> usize {
         for done in 0..BATCH {
             match self.sessions.get_mut().next_record() {
+                Some(Ok(record)) if record.event.kind == Kind::Older as u8 => self.older(record),
                 Some(Ok(record)) => self.recorder.session(&record),
                 Some(Err(error)) => self.recorder.unreadable(&error),
                 None => return done,
@@ -181,7 +189,11 @@ impl Daemon {
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.recompile(now);
         }
-        self.tagger.let_outgoing_go();
+        // Which of the sessions they have judged are not older than any gate is known as long as they are there.
+        if !self.older.is_looking() {
+            self.tagger.let_outgoing_go();
+        }
+        self.check_older();
         let totals = self.totals();
         self.metrics.set_kernel_counters(&self.config, &totals);
         let coverage = self.coverage();
@@ -207,6 +219,7 @@ impl Daemon {
         match command {
             Command::Status => Answer::Status(Box::new(self.status())),
             Command::Reload => self.reload(),
+            Command::KillPlaintext { execute } => self.kill_plaintext(execute),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | `events` | the event loop: what happens, and what is done about it |
 //! | `reload` | a policy comes into force: reload, an exception that ended, a clock that was set |
 //! | `former` | what an agent leaves to the next |
+//! | `older` | sessions older than the gate |
 //! | `coverage` | servers are looked for, their listeners are named, the service manager is told |
 //! | `watch` | whether the gate is as it was left |
 //! | `status` | what `musttls status` shows |
@@ -17,6 +18,7 @@ mod coverage;
 mod events;
 mod former;
 pub mod lock;
+mod older;
 mod recorder;
 mod reload;
 mod start;
@@ -38,11 +40,12 @@ use crate::bypass::Watch;
 use crate::cli::Exit;
 use crate::clock;
 use crate::config::{Config, PastDates};
-use crate::control::Pending;
-use crate::datapath::{self, Counters, PolicyTables, Ring, Told, UnixProbe, cgroup, pins};
 use crate::confine::{self, Confinement};
+use crate::control::Pending;
+use crate::datapath::{self, Counters, PolicyTables, Record, Ring, Told, UnixProbe, cgroup, pins};
 use crate::error;
 use crate::metrics::Metrics;
+use crate::older::Sessions;
 use crate::refusal::{Report, ThreadState};
 use crate::servers::unix::Poller;
 use crate::servers::{Finder, Registry, Tagger};
@@ -52,10 +55,10 @@ use reload::Compiled;
 
 /// Runs the agent until a signal ends it.
 pub fn run(path: &Path) -> Result<Exit> {
+    confine::never_dump()?;
     let loaded = Config::load(path, clock::wall(), PastDates::Warn)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
-    confine::never_dump()?;
     }
     let _lock = lock::take(Path::new(lock::PATH))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -105,15 +108,18 @@ struct Daemon {
     unready_since: Option<Instant>,
     unix_probe: UnixProbe,
     poller: Poller,
+    older: Sessions,
+    /// Denials of older sessions that have not been found yet.
+    older_denials: Vec<Record>,
     recorder: Recorder,
     metrics: Arc<Metrics>,
+    confinement: Confinement,
     started: Timestamp,
     refusal_thread: Arc<ThreadState>,
     refusals: Option<std::thread::JoinHandle<std::io::Result<()>>>,
     /// The root of cgroup v2, kept open as long as the gate is attached to it.
     gate: Gate,
 }
-    confinement: Confinement,
 
 /// What must live as long as the gate.
 struct Gate {

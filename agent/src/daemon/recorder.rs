@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use musttls_common::event::{Event, Kind};
 use musttls_common::mysql::SSL_REQUEST_LEN;
+use musttls_common::older::Spoken;
 use musttls_common::policy::NO_RULE;
 use musttls_common::proxy::Source;
 use musttls_common::verdict::{Mode, Reason};
@@ -113,7 +114,8 @@ impl Recorder {
             Some(Kind::Excepted) => Outcome::Excepted,
             Some(Kind::Observed) => Outcome::Observed,
             Some(Kind::TlsFailed) => Outcome::TlsFailed,
-            Some(Kind::Denied | Kind::Listen | Kind::Unix | Kind::Released) | None => return,
+            Some(Kind::Denied | Kind::Listen | Kind::Unix | Kind::Released | Kind::Older)
+            | None => return,
         };
         self.tcp(record, outcome, None, None);
     }
@@ -131,6 +133,21 @@ impl Recorder {
             .refusal(refused.outcome.as_str(), refused.told_after);
         *self.refusals.entry(refused.outcome.as_str()).or_default() += 1;
         self.tcp(&refused.record, Outcome::Denied, Some(refusal), refused.pid);
+    }
+
+    /// Records a session that is older than the gate.
+    pub(super) fn older(
+        &mut self,
+        record: &Record,
+        outcome: Outcome,
+        refusal: Option<Refusal<'static>>,
+        pid: Option<i32>,
+    ) {
+        if let Some(refusal) = &refusal {
+            self.metrics.refusal(refusal.outcome, None);
+            *self.refusals.entry(refusal.outcome).or_default() += 1;
+        }
+        self.tcp(record, outcome, refusal, pid);
     }
 
     fn tcp(
@@ -163,6 +180,7 @@ impl Recorder {
             Outcome::Excepted | Outcome::Observed | Outcome::Denied => {
                 reason.is_some_and(Reason::is_of_tls)
             }
+            Outcome::Kept => false,
         };
         let transport = if is_tls {
             Transport::Tls {
@@ -203,6 +221,7 @@ impl Recorder {
                 .then(|| exposed(event.login_header))
                 .flatten(),
             refusal,
+            is_older: event.spoken != Spoken::Unknown as u8,
         };
         self.exposed += u64::from(session.exposed.is_some());
         Self::write(&mut self.audit, &self.metrics, &session);
@@ -254,6 +273,7 @@ impl Recorder {
             details: None,
             exposed: None,
             refusal: None,
+            is_older: false,
         };
         Self::write(&mut self.audit, &self.metrics, &record);
     }

@@ -72,6 +72,8 @@ impl Daemon {
         self.policy_version = version;
         self.recorder.policy(version, self.config.clone());
         self.metrics.set_policy(&self.config, version, now);
+        self.older.judge_again();
+        self.step_older();
         if let Err(error) = former::keep(&self.text, version) {
             tracing::warn!(
                 error = error::text(&error),

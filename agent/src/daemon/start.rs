@@ -26,6 +26,7 @@ use crate::control;
 use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
 use crate::error::{self, Failed, NotPermitted};
 use crate::metrics::{self, BuildInfo, Metrics};
+use crate::older::Sessions;
 use crate::policy::{self, Tables};
 use crate::refusal::{Engine, ThreadState};
 use crate::servers::unix::Poller;
@@ -65,9 +66,9 @@ impl Daemon {
         let compiled = Compiled::of(&config, now);
         let policy = policy::compile(&config, policy_version, now, clock::boottime_ns());
         let datapath = attach(place.pins, &policy, root.fd.as_fd())?;
-
         // Before another thread runs, and before anything that a stranger has chosen is read.
         let confinement = confine(&config)?;
+
         let registry = Arc::new(Registry::default());
         let tagger = Tagger::new(
             datapath.listeners,
@@ -128,11 +129,13 @@ impl Daemon {
             unready_since: Some(Instant::now()),
             unix_probe: datapath.unix_probe,
             poller: Poller::default(),
+            older: Sessions::default(),
+            older_denials: Vec::new(),
             metrics,
+            confinement,
             started: now,
             refusal_thread: Arc::default(),
             refusals: None,
-            confinement,
             config,
             gate: Gate {
                 programs: datapath.gate,
@@ -228,9 +231,6 @@ fn attach(pins: Option<Pins>, policy: &Tables, root: BorrowedFd<'_>) -> Result<D
         .with_context(|| Failed::new("attach the gate", LACKS))
 }
 
-fn start_refusals(
-    engine: Engine,
-    state: Arc<ThreadState>,
 /// Gives up what is not needed from here on.
 fn confine(config: &Config) -> Result<Confinement> {
     let confinement = confine::confine()?;
@@ -250,6 +250,9 @@ fn confine(config: &Config) -> Result<Confinement> {
     Ok(confinement)
 }
 
+fn start_refusals(
+    engine: Engine,
+    state: Arc<ThreadState>,
 ) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
     std::thread::Builder::new()
         .name("refusals".to_owned())

@@ -13,7 +13,8 @@ use crate::servers;
 use crate::status::{Alarm, Audit, Confined, Coverage, Listener, Policy, Server, Status};
 
 impl Daemon {
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&mut self) -> Status {
+        let older = self.older_status();
         let totals = self.totals();
         let audit = self.recorder.audit();
         let servers = self.server_statuses();
@@ -35,12 +36,13 @@ impl Daemon {
                 .map(|(fault, times)| (fault.as_str().to_owned(), times))
                 .collect(),
             gate_errors: self.gate.errors.values().cloned().collect(),
-            coverage: self.coverage_of(&servers),
             confined: Some(Confined::from(&self.confinement)),
+            coverage: self.coverage_of(&servers),
             alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),
             unchecked: self.watch.last.unchecked_lines(),
             servers,
             sessions: self.sessions_by_outcome(&totals),
+            older,
             credentials_exposed: self.recorder.exposed(),
             refusals: self
                 .recorder

@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
 use musttls_common::counter::{self, COUNTERS, Mark};
 use musttls_common::event::Event;
 use musttls_common::session::{Listener, SocketRecord};
@@ -80,7 +80,20 @@ impl Held {
     }
 }
 
-/// What the gate knows of listeners.
+/// What gates know of a session.
+pub enum Known {
+    /// Its record.
+    Record(Box<SocketRecord>),
+    /// It is judged by a gate of another ABI.
+    Elsewhere,
+    /// Nothing: it is older.
+    No,
+}
+
+/// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
+const BPF_NOEXIST: u64 = 1;
+
+/// What the gate knows of listeners and sessions.
 pub struct Listeners {
     pub(super) sockets: SkStorage<MapData, SocketRecord>,
     pub(super) unix: SkStorage<MapData, u64>,
@@ -104,6 +117,41 @@ impl Listeners {
             })?;
         }
         Ok(())
+    }
+
+    /// The record of a session's socket, if it has one: of a gate of another ABI, only that there is one.
+    pub fn session(&self, socket: &impl AsRawFd) -> Result<Known> {
+        match self.sockets.get(socket, 0) {
+            Ok(record) => return Ok(Known::Record(Box::new(record))),
+            Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error).context("read map SOCKETS (socket storage)"),
+        }
+        for outgoing in &self.outgoing {
+            if outgoing.knows(socket)? {
+                return Ok(Known::Elsewhere);
+            }
+        }
+        Ok(Known::No)
+    }
+
+    /// Gives a session older than the gate its record. Returns whether it had none.
+    pub fn found(&mut self, socket: &impl AsRawFd, record: &SocketRecord) -> Result<bool> {
+        match self.sockets.insert(socket, record, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error).context("write map SOCKETS (socket storage)"),
+        }
+    }
+
+    /// Writes the record of a session older than the gate.
+    pub fn rewrite(&mut self, socket: &impl AsRawFd, record: &SocketRecord) -> Result<()> {
+        self.sockets
+            .insert(socket, record, 0)
+            .context("write map SOCKETS (socket storage)")
     }
 
     /// Tells what a listener is that was reported by its cookie.

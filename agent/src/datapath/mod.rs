@@ -23,7 +23,7 @@ use musttls_common::mysql::USER_MAX;
 use tokio::io::unix::AsyncFd;
 
 pub use links::{Fault, Found};
-pub use maps::{Counters, Held, Listeners, Told};
+pub use maps::{Counters, Held, Known, Listeners, Told};
 pub use outgoing::Outgoing;
 pub use pins::Pins;
 pub use tables::PolicyTables;
@@ -175,7 +175,7 @@ fn load(pins: Option<&Pins>) -> Result<Ebpf> {
 }
 
 /// Programs that others call: map, place in it, name (`ebpf/src/maps.rs`).
-const CALLED: [(&str, u32, &str); 10] = [
+const CALLED: [(&str, u32, &str); 11] = [
     ("INGRESS", 0, "x_ingress"),
     ("INGRESS", 1, "on_proxy"),
     ("INGRESS", 2, "on_login"),
@@ -183,6 +183,7 @@ const CALLED: [(&str, u32, &str); 10] = [
     ("INGRESS", 4, "on_third_ack"),
     ("INGRESS", 5, "on_early_login"),
     ("INGRESS", 6, "on_early_end"),
+    ("INGRESS", 7, "on_older"),
     ("EGRESS", 0, "x_egress"),
     ("EGRESS", 1, "on_answer"),
     ("EGRESS", 2, "on_server_hello"),

@@ -64,10 +64,12 @@ impl Outgoing {
 
     /// Takes a listener from it: sessions that it begins from now on are not judged by it.
     pub(super) fn untag(&self, socket: &impl AsRawFd) -> io::Result<()> {
-        // The kernel's own key of a socket storage: a descriptor.
-        let mut key = [0; size_of::<Key>()];
-        key[..4].copy_from_slice(&socket.as_raw_fd().to_ne_bytes());
-        self.sockets.delete(&key)
+        self.sockets.delete(&key(socket))
+    }
+
+    /// Whether it has a record of a session.
+    pub(super) fn knows(&self, socket: &impl AsRawFd) -> io::Result<bool> {
+        self.sockets.contains(&key(socket))
     }
 
     /// Takes all ports from it, as [`Self::untag`] does a listener.
@@ -103,4 +105,11 @@ impl Outgoing {
     pub fn end(&self) -> Result<()> {
         pins::take_off(&self.directory).map(drop)
     }
+}
+
+/// The kernel's own key of a socket storage: a descriptor.
+fn key(socket: &impl AsRawFd) -> Key {
+    let mut key = [0; size_of::<Key>()];
+    key[..4].copy_from_slice(&socket.as_raw_fd().to_ne_bytes());
+    key
 }

@@ -130,6 +130,25 @@ impl Map {
         Ok(value[0])
     }
 
+    /// Whether `key` is there.
+    pub(super) fn contains(&self, key: &Key) -> io::Result<bool> {
+        let mut key = *key;
+        let mut value = vec![0_u64; (self.value_len as usize).div_ceil(8)];
+        let mut attr = ElementAttr {
+            fd: self.fd.as_raw_fd(),
+            _pad: 0,
+            key: address(&mut key),
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the key's place has room for the longest, the value's for as many bytes as values have.
+        match unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes out `key`; it is no error if it is not there.
     pub(super) fn delete(&self, key: &Key) -> io::Result<()> {
         let mut key = *key;

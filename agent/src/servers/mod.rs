@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use musttls_common::session::ListenerClass;
 
@@ -57,6 +58,15 @@ pub struct Server {
     pub devices: Vec<String>,
     /// Why the kinds of its sockets are not known, if so.
     pub kinds_unread: Option<String>,
+}
+
+impl Server {
+    /// When it started, after boot.
+    #[must_use]
+    pub const fn started(&self) -> Duration {
+        // `USER_HZ` is 100 on all architectures of Linux but alpha (`include/asm-generic/param.h`).
+        Duration::from_millis(self.start_time.saturating_mul(10))
+    }
 }
 
 /// A listening TCP socket.

@@ -95,6 +95,11 @@ impl Tagger {
         self.maps.note(cookie, tag)
     }
 
+    /// What the gate knows of sockets.
+    pub const fn maps(&mut self) -> &mut Listeners {
+        &mut self.maps
+    }
+
     /// Takes off former gates of another ABI that have nothing left to judge.
     pub fn let_outgoing_go(&mut self) {
         self.maps.let_outgoing_go();
