@@ -50,7 +50,7 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// List sessions older than the gate that are in the clear; end those of which that is certain with --execute
+    /// List sessions older than the gate or its enforcement that are in the clear; end those of which that is certain with --execute
     KillPlaintext {
         /// End them; without it nothing is changed
         #[arg(long)]

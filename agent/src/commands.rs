@@ -149,7 +149,7 @@ fn kill_plaintext(socket: &Path, execute: bool, json: bool) -> Result<Exit> {
         return Ok(exit);
     }
     if sessions.is_empty() {
-        print("no session older than the gate is in the clear, as far as is known\n")?;
+        print("no session older than the gate or its enforcement is in the clear, as far as is known\n")?;
     }
     for session in &sessions {
         let is_due = session.certainty.as_deref() == Some("certain") && session.exception.is_none();

@@ -118,7 +118,7 @@ impl Metrics {
             older: add(
                 r,
                 "sessions_older",
-                "Open sessions that are older than the gate, by what they speak",
+                "Open sessions that are older than the gate or its enforcement, by what they speak",
             ),
             events_lost: add(
                 r,
@@ -308,7 +308,7 @@ impl Metrics {
             .map(move |fault| (fault, count(fault)))
     }
 
-    /// Sets how many open sessions are older than the gate. Those that are not followed are unknown.
+    /// Sets how many open sessions are older than the gate or its enforcement. Those that are not followed are unknown.
     pub fn set_older(&self, counts: &Counts) {
         for (spoken, count) in [
             (Spoken::Tls, counts.tls),
@@ -465,7 +465,7 @@ mod tests {
             details: None,
             exposed: None,
             refusal: None,
-            is_older: false,
+            older_than: None,
         }
     }
 

@@ -45,7 +45,7 @@ pub struct Status {
     /// Sessions by outcome, by name of the server's settings. `seen` is the sum of all others and of the
     /// sessions that are open and undecided.
     pub sessions: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Sessions older than the gate.
+    /// Sessions older than the gate or its enforcement.
     #[serde(default)]
     pub older: OlderSessions,
     /// TLS sessions on record whose client sent a login in the clear before the TLS.
@@ -86,7 +86,7 @@ impl From<&Confinement> for Confined {
     }
 }
 
-/// Sessions older than the gate that are still open.
+/// Sessions older than the gate or its enforcement that are still open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OlderSessions {
     /// What is done about those in the clear: `keep` or `refuse-plaintext`.
@@ -103,7 +103,7 @@ pub struct OlderSessions {
     pub sessions: Vec<Older>,
 }
 
-/// A session older than the gate.
+/// A session older than the gate or its enforcement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Older {
     /// The client's address and port.
@@ -114,6 +114,9 @@ pub struct Older {
     pub pid: i32,
     /// Its program.
     pub program: String,
+    /// `gate`: how it began is not known. `enforcement`: it logged in in plaintext in observe mode.
+    #[serde(default)]
+    pub older_than: String,
     /// `tls`, `plaintext` or `unknown`.
     pub speaks: String,
     /// `likely` or `certain`; absent if it is not known what it speaks.
@@ -158,7 +161,7 @@ impl fmt::Display for Older {
     }
 }
 
-/// Most sessions older than the gate that the text lists.
+/// Most sessions older than the gate or its enforcement that the text lists.
 const LISTED: usize = 20;
 
 impl fmt::Display for OlderSessions {
@@ -175,7 +178,7 @@ impl fmt::Display for OlderSessions {
         }
         writeln!(
             f,
-            "\nolder than the gate: {plaintext} in the clear, {tls} TLS, {unknown} unknown (existing = \"{}\")",
+            "\nolder than the gate or its enforcement: {plaintext} in the clear, {tls} TLS, {unknown} unknown (existing = \"{}\")",
             self.existing
         )?;
         // Those that matter first.

@@ -68,7 +68,7 @@ const TLS_MIN: u32 = 17;
 pub struct Older {
     /// Where the next record begins if `follows`, else behind what has been read; a sequence number.
     next: u32,
-    /// 1 in the record of a session that is older than the gate.
+    /// 1 in the record of a session that is older than the gate, 2 in that of one that it has let through in observe mode.
     found: u8,
     /// A [`Spoken`].
     spoken: u8,
@@ -79,6 +79,8 @@ pub struct Older {
 }
 
 const UNREAD: u8 = 2;
+const FOUND: u8 = 1;
+const OBSERVED: u8 = 2;
 
 impl Older {
     /// Of a session that is not older than the gate.
@@ -93,11 +95,22 @@ impl Older {
     /// Of a session that was found.
     pub const FOUND: Self = Self {
         next: 0,
-        found: 1,
+        found: FOUND,
         spoken: Spoken::Unknown as u8,
         evidence: 0,
         follows: UNREAD,
     };
+
+    /// Of a session that the gate has let through in observe mode; `in_the_clear` if it saw a plaintext login.
+    #[must_use]
+    pub const fn observed(in_the_clear: bool) -> Self {
+        Self {
+            found: OBSERVED,
+            spoken: Spoken::Plaintext as u8,
+            evidence: if in_the_clear { CERTAIN } else { 0 },
+            ..Self::FOUND
+        }
+    }
 
     /// The same, after segments that were not taken: where the stream is by now is not known.
     #[must_use]
@@ -108,11 +121,17 @@ impl Older {
         }
     }
 
-    /// Whether the session is older than the gate.
+    /// Whether the session is older than the gate, or than the enforcement of its server's policy.
     #[must_use]
     #[inline(always)]
     pub const fn is_older(&self) -> bool {
         self.found != 0
+    }
+
+    /// Whether it is older than the enforcement only: the gate has seen it begin.
+    #[must_use]
+    pub const fn was_observed(&self) -> bool {
+        self.found == OBSERVED
     }
 
     /// What it speaks.
@@ -265,6 +284,21 @@ mod tests {
         assert_eq!((older.spoken(), older.is_certain()), (Spoken::Tls, false));
         send(&mut older, seq, &[&record::<60>()]);
         assert_eq!((older.spoken(), older.is_certain()), (Spoken::Tls, true));
+    }
+
+    #[test]
+    fn what_was_observed_in_the_clear_is_certain_and_held_at_its_next_command() {
+        let mut older = Older::observed(true);
+        assert!(older.is_older() && older.was_observed() && !Older::FOUND.was_observed());
+        assert_eq!(
+            (older.spoken(), older.is_certain()),
+            (Spoken::Plaintext, true)
+        );
+        // The answer to the server's salt: no command.
+        assert!(!older.take(7, 24, |_| Some([20, 0, 0, 3, 0x5a])));
+        assert!(older.is_certain());
+        assert!(older.take(31, 5, |_| Some(PING)));
+        assert_eq!(Older::observed(false).spoken(), Spoken::Unknown);
     }
 
     #[test]

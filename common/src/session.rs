@@ -12,6 +12,7 @@ use crate::older::Older;
 use crate::policy::Walk;
 use crate::proxy::Headers;
 use crate::tls::ServerHelloReader;
+use crate::verdict::Reason;
 
 /// What is known of the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,6 +310,48 @@ impl SocketRecord {
             phase: Phase::Foreign as u8,
             apart: 0,
             older: Older::NOT,
+            ..self
+        }
+    }
+
+    /// Whether the gate let the session through that would be denied in enforce mode, for plaintext.
+    #[must_use]
+    pub fn was_let_through(&self) -> bool {
+        self.phase() == Phase::Observed
+            && Reason::from_u8(self.reason).is_none_or(|reason| !reason.is_of_tls())
+    }
+
+    /// The record of such a session once its server is in enforce mode; from then on it is like one older than the gate.
+    #[must_use]
+    pub fn let_through(self, server: u16) -> Self {
+        let in_the_clear = match Reason::from_u8(self.reason) {
+            Some(
+                Reason::NoClientSsl
+                | Reason::TlsNotOffered
+                | Reason::NotBorneOut
+                | Reason::XWithoutTls
+                | Reason::OlderPlaintext,
+            ) => true,
+            // Nobody knows what became of it.
+            Some(
+                Reason::Unjudgeable
+                | Reason::LoginBeforeGreeting
+                | Reason::NotALogin
+                | Reason::Multipath
+                | Reason::TlsBelowFloor
+                | Reason::TlsCipherRefused,
+            )
+            | None => false,
+        };
+        Self {
+            endpoints: Endpoints {
+                server,
+                ..self.endpoints
+            },
+            phase: Phase::Older as u8,
+            apart: Self::OLDER,
+            reason: 0,
+            older: Older::observed(in_the_clear),
             ..self
         }
     }

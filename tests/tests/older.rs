@@ -66,7 +66,7 @@ fn await_listed(agent: &Agent, port: u16, speaks: &str, certainty: &str) {
 fn of_port(port: u16) -> impl Fn(&Record) -> bool {
     move |record| {
         record.source_port() == Some(port.into())
-            && *record.at("/unmapped/older_than_gate") == Value::Bool(true)
+            && !record.at("/unmapped/older_than").is_null()
     }
 }
 
@@ -108,6 +108,7 @@ fn older_sessions_are_listed_told_apart_and_kept() {
             .unwrap();
         assert_eq!(kept.text("/unmapped/verdict"), "kept", "{}", kept.line);
         assert_eq!(*kept.at("/is_cleartext"), Value::Bool(true));
+        assert_eq!(kept.text("/unmapped/older_than"), "gate");
         let secure = agent
             .await_record("of the TLS session", of_port(tls_port))
             .unwrap();
@@ -115,7 +116,7 @@ fn older_sessions_are_listed_told_apart_and_kept() {
         let text = agent.musttls(&["status"]).unwrap();
         let text = String::from_utf8_lossy(&text.stdout);
         assert!(
-            text.contains("older than the gate: 1 in the clear, 1 TLS, 1 unknown"),
+            text.contains("older than the gate or its enforcement: 1 in the clear, 1 TLS, 1 unknown"),
             "{text}"
         );
 
@@ -248,6 +249,93 @@ fn a_policy_that_comes_later_refuses_and_one_that_only_observes_does_not() {
         .query("INSERT INTO shop.fresh VALUES (1); SELECT COUNT(*) FROM shop.fresh")
         .unwrap();
     assert_eq!(rows.trim(), "1");
+}
+
+/// Who enforces after a time of observing has the sessions of that time still there.
+#[test]
+fn sessions_that_were_let_through_are_found_when_their_server_is_enforced() {
+    for product in Product::all() {
+        let site = site(product);
+        let agent = Agent::start("mode = \"observe\"").unwrap();
+        let mut tls = site.tls().unwrap();
+        let mut plaintext = logged_in(&site);
+        let mut silent = logged_in(&site);
+        let ports = [&plaintext, &silent].map(|raw| raw.local().unwrap().port());
+        let would = |port: u16| {
+            move |record: &Record| {
+                record.source_port() == Some(port.into())
+                    && record.text("/unmapped/verdict") == "would_deny"
+            }
+        };
+        for port in ports {
+            agent.await_record("of the login", would(port)).unwrap();
+            assert_eq!(listed(&agent.status().unwrap(), port), None);
+        }
+        let before = handshake_errors(&site);
+
+        agent.set_policy(KEEP).unwrap();
+        for port in ports {
+            await_listed(&agent, port, "plaintext", "certain");
+        }
+        let status = agent.status().unwrap();
+        let sessions = status["older"]["sessions"].as_array().unwrap();
+        assert_eq!(sessions.len(), 2, "{status}");
+        assert!(
+            sessions.iter().all(|it| it["older_than"] == "enforcement"),
+            "{status}"
+        );
+        lives(&mut plaintext);
+        let kept = agent
+            .await_record("that it goes on", of_port(ports[0]))
+            .unwrap();
+        assert_eq!(kept.text("/unmapped/verdict"), "kept", "{}", kept.line);
+        assert_eq!(kept.text("/unmapped/older_than"), "enforcement");
+        lives(&mut plaintext);
+
+        agent.set_policy(REFUSE).unwrap();
+        for raw in [&mut plaintext, &mut silent] {
+            raw.send(&query("SELECT 'must not run'")).unwrap();
+            let answer = raw.receive().unwrap();
+            assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+        }
+        for port in ports {
+            let record = agent
+                .await_record("of the refusal", |it| of_port(port)(it) && it.is_denied())
+                .unwrap();
+            assert_eq!(record.text("/unmapped/older_than"), "enforcement");
+        }
+        lives(&mut tls);
+        wait::until_true("the server to let go", PATIENCE, || {
+            Ok(evidence::connections(&site.server)?.len() == 1)
+        })
+        .unwrap();
+        assert!(!site.server.general_log().unwrap().contains("must not run"));
+        assert_eq!(handshake_errors(&site), before);
+    }
+}
+
+/// The next agent enforces what the former one has observed.
+#[test]
+fn sessions_that_a_former_agent_let_through_are_found_by_one_that_enforces() {
+    let site = site(Product::MariaDb);
+    let mut agent = Agent::start("persist = true\nmode = \"observe\"").unwrap();
+    let mut plaintext = logged_in(&site);
+    let port = plaintext.local().unwrap().port();
+    agent.kill().unwrap();
+    agent.home().configure(KEEP).unwrap();
+    agent.start_again().unwrap();
+    await_listed(&agent, port, "plaintext", "certain");
+    let kill = agent.musttls(&["kill-plaintext", "--execute"]).unwrap();
+    assert!(kill.status.success(), "{kill:?}");
+    let end = plaintext.receive().unwrap();
+    assert!(matches!(end, Next::Closed | Next::Reset), "{end:?}");
+    agent
+        .await_record("of the end", |record| {
+            of_port(port)(record)
+                && record.text("/unmapped/refusal/outcome") == "killed"
+                && record.text("/unmapped/older_than") == "enforcement"
+        })
+        .unwrap();
 }
 
 /// Nobody answers it, but its server does not keep its locks until `wait_timeout`.

@@ -73,8 +73,8 @@ pub struct Session<'s> {
     pub exposed: Option<u32>,
     /// How the refusal went, where there was one.
     pub refusal: Option<Refusal<'s>>,
-    /// Whether it is older than the gate: what it speaks was concluded from what its client sent.
-    pub is_older: bool,
+    /// What it is older than: then what it speaks was concluded from what its client sent.
+    pub older_than: Option<OlderThan>,
 }
 
 /// How a session reaches the server.
@@ -152,8 +152,29 @@ pub enum Outcome {
     Denied,
     /// The gate let it pass as TLS; the handshake failed.
     TlsFailed,
-    /// It is in the clear, and goes on because it is older than the gate.
+    /// It is in the clear, and goes on because it is older than the gate or than the enforcement of its policy.
     Kept,
+}
+
+/// What a session is older than that was not judged when it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OlderThan {
+    /// The gate: how it began is not known.
+    Gate,
+    /// The enforcement of the policy on its server: it logged in in observe mode.
+    Enforcement,
+}
+
+impl OlderThan {
+    /// The word used in status and records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Enforcement => "enforcement",
+        }
+    }
 }
 
 /// How a refusal went.
@@ -538,7 +559,7 @@ fn session_record<'s>(
                 Transport::Tls { .. } | Transport::Plaintext { .. } => None,
             },
             refusal: session.refusal,
-            older_than_gate: session.is_older,
+            older_than: session.older_than,
             proxied: endpoints
                 .and_then(|endpoints| endpoints.proxied)
                 .map(ProxiedShape::of),
@@ -569,7 +590,10 @@ fn status_detail(session: &Session<'_>) -> Option<&'static str> {
         (Outcome::Denied, false) => Some("insecure transport"),
         (Outcome::Denied, true) => Some("weak TLS"),
         (Outcome::TlsFailed, _) => Some("the TLS handshake failed"),
-        (Outcome::Kept, _) => Some("insecure transport, older than the gate"),
+        (Outcome::Kept, _) => Some(match session.older_than {
+            Some(OlderThan::Enforcement) => "insecure transport, let through in observe mode",
+            Some(OlderThan::Gate) | None => "insecure transport, older than the gate",
+        }),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::record::{self, Identity, Refusal};
+use super::record::{self, Identity, OlderThan, Refusal};
 
 #[derive(Serialize)]
 pub(super) struct SessionRecord<'s> {
@@ -203,8 +203,8 @@ pub(super) struct Unmapped<'s> {
     pub(super) socket: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) refusal: Option<Refusal<'s>>,
-    #[serde(skip_serializing_if = "is_false")]
-    pub(super) older_than_gate: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) older_than: Option<OlderThan>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) proxied: Option<Proxied>,
 }

@@ -1,4 +1,4 @@
-use super::record::{Endpoints, Gap, Outcome, Refusal, Transport, UnixPeer};
+use super::record::{Endpoints, Gap, OlderThan, Outcome, Refusal, Transport, UnixPeer};
 use super::*;
 use crate::config::AuditTarget;
 use crate::login::LoginDetails;
@@ -45,7 +45,7 @@ fn session(transport: Transport<'static>, outcome: Outcome) -> Session<'static> 
         details: None,
         exposed: None,
         refusal: None,
-        is_older: false,
+        older_than: None,
     }
 }
 
@@ -129,9 +129,9 @@ fn below_floor() -> Session<'static> {
     }
 }
 
-fn older() -> Session<'static> {
+fn older(than: OlderThan) -> Session<'static> {
     Session {
-        is_older: true,
+        older_than: Some(than),
         ..session(
             Transport::Plaintext {
                 endpoints: endpoints(),
@@ -225,7 +225,11 @@ fn samples() -> Vec<(&'static str, String)> {
         ),
         (
             "Older than the gate",
-            record::session(&identity(), &older(), 193),
+            record::session(&identity(), &older(OlderThan::Gate), 193),
+        ),
+        (
+            "Let through in observe mode",
+            record::session(&identity(), &older(OlderThan::Enforcement), 194),
         ),
     ]
 }
@@ -317,6 +321,7 @@ fn outcomes_have_the_numbers_of_the_contract() {
         ("TLS below the floor", 2, 21, false, "require-tls"),
         ("TLS below the observed floor", 1, 1, false, "require-tls"),
         ("Older than the gate", 1, 1, true, "require-tls"),
+        ("Let through in observe mode", 1, 1, true, "require-tls"),
     ] {
         let record = sample(kind);
         assert_eq!(record["action_id"], json!(action), "{kind}");

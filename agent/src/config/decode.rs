@@ -160,7 +160,7 @@ impl Decoder<'_> {
     }
 
     fn existing(&mut self, value: &Value<'_>) -> Option<Existing> {
-        let help = "write \"keep\" (let sessions that are older than the gate go on) or \"refuse-plaintext\"";
+        let help = "write \"keep\" (let sessions that are older than the gate or its enforcement go on) or \"refuse-plaintext\"";
         match self.string("existing", value, help)? {
             "keep" => Some(Existing::Keep),
             "refuse-plaintext" => Some(Existing::RefusePlaintext),

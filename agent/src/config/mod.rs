@@ -64,7 +64,7 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether the gate outlives the agent.
     pub persist: bool,
-    /// What is done about sessions older than the gate.
+    /// What is done about sessions older than the gate or its enforcement.
     pub existing: Existing,
     /// Where audit records go.
     pub audit: AuditTarget,
@@ -74,7 +74,7 @@ pub struct Config {
     pub control: PathBuf,
 }
 
-/// What is done about sessions older than the gate.
+/// What is done about sessions older than the gate or its enforcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// They are shown, and go on.

@@ -1,4 +1,4 @@
-//! Sessions older than the gate: what is done when they are found, when the gate has understood one, and by command.
+//! Sessions older than the gate or its enforcement: what is done when they are found, when the gate has understood one, and by command.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use musttls_common::verdict::{Mode, Reason};
 
 use super::Daemon;
 use super::events::BATCH;
-use crate::audit::record::{Outcome, Refusal};
+use crate::audit::record::{OlderThan, Outcome, Refusal};
 use crate::clock;
 use crate::config::Config;
 use crate::control::Answer;
@@ -92,7 +92,9 @@ impl Daemon {
             Spoken::Plaintext => Outcome::Kept,
             Spoken::Tls | Spoken::Unknown => Outcome::Allowed,
         };
-        self.recorder.older(&record, outcome, None, None);
+        let session = self.older.get(event.cookie);
+        let than = session.map_or(OlderThan::Gate, Session::older_than);
+        self.recorder.older(&record, than, outcome, None, None);
     }
 
     /// Refuses a session of which a command is held.
@@ -131,7 +133,7 @@ impl Daemon {
         let after =
             matches!(ending, Ending::Told).then(|| clock::since_ktime(record.event.ktime_ns));
         tracing::debug!(client = %session.client, pid = session.server_pid, outcome, "a session older than the gate was refused");
-        self.record_refused(&record, outcome, after, Some(session.server_pid));
+        self.record_refused(&record, outcome, after, Some(&session));
     }
 
     fn record_refused(
@@ -139,7 +141,7 @@ impl Daemon {
         record: &Record,
         outcome: &'static str,
         err_after: Option<Duration>,
-        pid: Option<i32>,
+        session: Option<&Session>,
     ) {
         let refusal = Refusal {
             outcome,
@@ -147,8 +149,10 @@ impl Daemon {
                 .map(|after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX)),
             released_after_us: None,
         };
+        let than = session.map_or(OlderThan::Gate, Session::older_than);
+        let pid = session.map(|session| session.server_pid);
         self.recorder
-            .older(record, Outcome::Denied, Some(refusal), pid);
+            .older(record, than, Outcome::Denied, Some(refusal), pid);
     }
 
     /// Lists what is in the clear and no exception allows, and ends it if `execute`.
@@ -170,7 +174,7 @@ impl Daemon {
                         shown.killed = true;
                         tracing::debug!(client = %session.client, pid = session.server_pid, "a session older than the gate was ended by command");
                         let record = self.event_of(cookie, &session);
-                        self.record_refused(&record, "killed", None, Some(session.server_pid));
+                        self.record_refused(&record, "killed", None, Some(&session));
                     }
                     Err(error) => shown.error = Some(format!("{error:#}")),
                 }
@@ -232,6 +236,7 @@ impl status::Older {
             server: session.server.to_string(),
             pid: session.server_pid,
             program: session.program.clone(),
+            older_than: session.older_than().as_str().to_owned(),
             speaks: session.spoken.as_str().to_owned(),
             certainty,
             age_at_least_s: session.age_at_least().as_secs(),

@@ -10,13 +10,12 @@ use std::time::Instant;
 
 use musttls_common::event::{Event, Kind};
 use musttls_common::mysql::SSL_REQUEST_LEN;
-use musttls_common::older::Spoken;
 use musttls_common::policy::NO_RULE;
 use musttls_common::proxy::Source;
 use musttls_common::verdict::{Mode, Reason};
 
 use crate::audit::AuditLog;
-use crate::audit::record::{Endpoints, Outcome, Proxied, Refusal, Session, Transport, UnixPeer};
+use crate::audit::record::{Endpoints, OlderThan, Outcome, Proxied, Refusal, Session, Transport, UnixPeer};
 use crate::clock;
 use crate::config::Config;
 use crate::datapath::{Extra, Record};
@@ -117,7 +116,7 @@ impl Recorder {
             Some(Kind::Denied | Kind::Listen | Kind::Unix | Kind::Released | Kind::Older)
             | None => return,
         };
-        self.tcp(record, outcome, None, None);
+        self.tcp(record, outcome, None, None, None);
     }
 
     /// Records a refusal.
@@ -132,13 +131,20 @@ impl Recorder {
         self.metrics
             .refusal(refused.outcome.as_str(), refused.told_after);
         *self.refusals.entry(refused.outcome.as_str()).or_default() += 1;
-        self.tcp(&refused.record, Outcome::Denied, Some(refusal), refused.pid);
+        self.tcp(
+            &refused.record,
+            Outcome::Denied,
+            Some(refusal),
+            refused.pid,
+            None,
+        );
     }
 
-    /// Records a session that is older than the gate.
+    /// Records a session that is older than the gate or its enforcement.
     pub(super) fn older(
         &mut self,
         record: &Record,
+        than: OlderThan,
         outcome: Outcome,
         refusal: Option<Refusal<'static>>,
         pid: Option<i32>,
@@ -147,7 +153,7 @@ impl Recorder {
             self.metrics.refusal(refusal.outcome, None);
             *self.refusals.entry(refusal.outcome).or_default() += 1;
         }
-        self.tcp(record, outcome, refusal, pid);
+        self.tcp(record, outcome, refusal, pid, Some(than));
     }
 
     fn tcp(
@@ -156,6 +162,7 @@ impl Recorder {
         outcome: Outcome,
         refusal: Option<Refusal<'_>>,
         pid: Option<i32>,
+        older_than: Option<OlderThan>,
     ) {
         let event = &record.event;
         let Some(config) = self.config(event.policy_version) else {
@@ -221,7 +228,7 @@ impl Recorder {
                 .then(|| exposed(event.login_header))
                 .flatten(),
             refusal,
-            is_older: event.spoken != Spoken::Unknown as u8,
+            older_than,
         };
         self.exposed += u64::from(session.exposed.is_some());
         Self::write(&mut self.audit, &self.metrics, &session);
@@ -273,7 +280,7 @@ impl Recorder {
             details: None,
             exposed: None,
             refusal: None,
-            is_older: false,
+            older_than: None,
         };
         Self::write(&mut self.audit, &self.metrics, &record);
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use jiff::Timestamp;
+use musttls_common::verdict::Mode;
 
 use super::{Daemon, former};
 use crate::audit::sink::AuditSink;
@@ -62,9 +63,24 @@ impl Daemon {
             clock::boottime_ns(),
         ))?;
         self.compiled = Compiled::of(&config, now);
-        self.config = config;
+        let former = std::mem::replace(&mut self.config, config);
         self.in_force(version, now);
+        self.find_let_through(&former);
         Ok(())
+    }
+
+    /// Has sessions found that logged in in plaintext on a server that is in enforce mode from now on.
+    fn find_let_through(&mut self, former: &Config) {
+        let mode = |config: &Config, port| config.mode_of(config.server_index(port));
+        let servers = self.registry.servers();
+        let mut listeners = servers.iter().flat_map(|server| &server.listeners);
+        let is_enforced = listeners.any(|listener| {
+            let port = listener.address.port();
+            mode(former, port) == Mode::Observe && mode(&self.config, port) == Mode::Enforce
+        });
+        if is_enforced {
+            self.older.enforced(&servers);
+        }
     }
 
     /// Tells all who name it that a policy has come into force.

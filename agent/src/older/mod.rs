@@ -1,8 +1,10 @@
-//! Sessions older than the gate: found, listed, and ended.
+//! Sessions older than the gate, or than the enforcement of its policy: found, listed, and ended.
 //!
 //! A session that was established before its listener had a record has none either. Each server's sockets are gone over
 //! when a listener of it is covered, a few at a time, and those sessions get a record, from which on the gate listens to
-//! them ([`musttls_common::older`]). What it has learned stands in that record, which is looked up here.
+//! them ([`musttls_common::older`]). What it has learned stands in that record, which is looked up here. When a server comes
+//! to be in enforce mode, its sessions that have logged in in plaintext before are found in the same way, and are the same
+//! from then on.
 
 mod scan;
 mod session;
@@ -82,6 +84,18 @@ impl Sessions {
     /// Has the gate judge all of them by a policy that has come into force.
     pub fn judge_again(&mut self) {
         self.unsettled = self.open.len();
+    }
+
+    /// Has sessions found that were let through until now, because servers are in enforce mode from now on.
+    pub fn enforced(&mut self, servers: &[Arc<Server>]) {
+        self.scanner.look_again();
+        self.look(servers);
+    }
+
+    /// One that is open.
+    #[must_use]
+    pub fn get(&self, cookie: u64) -> Option<&Session> {
+        self.open.get(&cookie)
     }
 
     /// Whether there is something to look at.

@@ -1,4 +1,4 @@
-//! Going over servers' sockets for sessions that the gate does not know.
+//! Going over servers' sockets for sessions that the gate does not know, or has let through in observe mode.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use musttls_common::session::SocketRecord;
+use musttls_common::verdict::Mode;
 
 use super::session::{Owner, Session, endpoints};
 use crate::clock;
@@ -74,7 +75,7 @@ pub(super) struct Scanner {
 
 /// What a socket turned out to be.
 pub(super) enum Found {
-    /// A session older than the gate, with its cookie.
+    /// A session older than the gate or its enforcement, with its cookie.
     Session(u64, Session),
     /// Anything else, or one that cannot be followed.
     Other,
@@ -122,6 +123,14 @@ impl Scanner {
                 failed: 0,
                 error: None,
             });
+        }
+    }
+
+    /// Has all servers gone over once more, because some of them are in enforce mode now. A login that the policy before has
+    /// let through may still be on its way.
+    pub(super) fn look_again(&mut self) {
+        for looked in self.looked.values_mut() {
+            *looked = Looked::new(std::mem::take(&mut looked.listeners));
         }
     }
 
@@ -204,6 +213,17 @@ impl Scan {
         let found = SocketRecord::found(cookie, listener_cookie, ends, listener.protocol.class());
         let record = match maps.session(&socket)? {
             Known::Record(record) if record.older.is_older() => *record,
+            Known::Record(record)
+                if record.was_let_through() && config.mode_of(ends.server) == Mode::Enforce =>
+            {
+                if !has_room {
+                    self.beyond += 1;
+                    return Ok(Found::Other);
+                }
+                let record = record.let_through(ends.server);
+                maps.rewrite(&socket, &record)?;
+                record
+            }
             Known::Record(_) => return Ok(Found::Other),
             Known::Elsewhere => {
                 // That gate will go, and its records with it: who looks then must not take the session for an older one.

@@ -1,4 +1,4 @@
-//! A session older than the gate, as the agent knows it.
+//! A session older than the gate or its enforcement, as the agent knows it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,10 +9,11 @@ use musttls_common::older::Spoken;
 use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::Mode;
 
+use crate::audit::record::OlderThan;
 use crate::config::{Config, Exception, Existing};
 use crate::socket::Connection;
 
-/// A session older than the gate.
+/// A session older than the gate or its enforcement.
 #[derive(Clone, Debug)]
 pub struct Session {
     /// The server's process.
@@ -33,6 +34,8 @@ pub struct Session {
     pub listener_cookie: u64,
     pub(super) fd: i32,
     pub(super) class: ListenerClass,
+    /// The gate let it through in observe mode.
+    was_observed: bool,
     /// The exception by which the gate was last asked to judge it.
     excepted: Option<String>,
     found: Instant,
@@ -73,6 +76,7 @@ impl Session {
             listener_cookie: record.listener_cookie,
             fd: owner.fd,
             class: ListenerClass::from_u8(record.class),
+            was_observed: record.older.was_observed(),
             excepted: None,
             found: Instant::now(),
             idle: connection.idle,
@@ -136,6 +140,16 @@ impl Session {
         };
         let exception = config.exceptions.iter().find(matches)?;
         Some(&exception.name)
+    }
+
+    /// What it is older than.
+    #[must_use]
+    pub const fn older_than(&self) -> OlderThan {
+        if self.was_observed {
+            OlderThan::Enforcement
+        } else {
+            OlderThan::Gate
+        }
     }
 
     /// How old it is at least.
