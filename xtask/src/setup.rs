@@ -1,6 +1,7 @@
 //! Installs what is missing, and only that, each with one line that says why.
 
 mod apt;
+mod bpffs;
 mod clients;
 pub(crate) mod kernels;
 
@@ -53,6 +54,13 @@ const STEPS: &[Step] = &[
         is_there: |_| Ok(packages::missing()?.is_empty()),
         install: |_| packages::install(),
         remedy: "run `apt-get update` and the `apt-get install` above by hand and read what apt says",
+    },
+    Step {
+        name: "BPF file system",
+        why: "the gate that outlives its agent is pinned there; an agent that cannot see the mounts of process 1 does not mount it",
+        is_there: |_| bpffs::is_mounted(),
+        install: |_| bpffs::mount(),
+        remedy: "have /sys mounted and writable; in a container, mount it on the host and give it to the container",
     },
     Step {
         name: "rust-src",
