@@ -292,28 +292,31 @@ fn socket_that_a_service_manager_passes_on_while_the_agent_runs_is_gated() {
 /// a server's.
 #[test]
 fn session_that_starts_its_server_is_gated() {
-    let net = Net::new().unwrap();
-    let policy = format!("{ENFORCE}\n[[server]]\nname = \"activated\"\nports = [3306]");
-    let agent = Agent::start(&policy).unwrap();
-    let listener = listener(&net.db, 3306);
-    let to = SocketAddr::new(net.app.db_v4(), 3306);
-    // Until the agent has found that the listener is no server's, and the gate knows it.
-    for _ in 0..20 {
-        agent.status().unwrap();
-        drop(Raw::connect(&net.app, to).unwrap());
+    for opens_first in ["the agent", "the service manager"] {
+        let net = Net::new().unwrap();
+        let opened = (opens_first != "the agent").then(|| listener(&net.db, 3306));
+        let policy = format!("{ENFORCE}\n[[server]]\nname = \"activated\"\nports = [3306]");
+        let agent = Agent::start(&policy).unwrap();
+        let listener = opened.unwrap_or_else(|| listener(&net.db, 3306));
+        let to = SocketAddr::new(net.app.db_v4(), 3306);
+        // Until the agent has found that the listener is no server's, and the gate knows it.
+        for _ in 0..20 {
+            agent.status().unwrap();
+            drop(Raw::connect(&net.app, to).unwrap());
+        }
+        let mut raw = Raw::connect(&net.app, to).unwrap();
+        let server = activated(&net.db, &listener);
+        let mark = evidence::mark(&server).unwrap();
+        raw.greeting().unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        let answer = raw.receive().unwrap();
+        assert_eq!(
+            answer.error().map(|error| error.number),
+            Some(REFUSED),
+            "{opens_first}: {answer:?}"
+        );
+        assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
     }
-    let mut raw = Raw::connect(&net.app, to).unwrap();
-    let server = activated(&net.db, &listener);
-    let mark = evidence::mark(&server).unwrap();
-    raw.greeting().unwrap();
-    raw.send(&server.open_login().packet_41()).unwrap();
-    let answer = raw.receive().unwrap();
-    assert_eq!(
-        answer.error().map(|error| error.number),
-        Some(REFUSED),
-        "{answer:?}"
-    );
-    assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
 }
 
 /// Neither server sets `SO_REUSEPORT` itself: a service manager does. The kernel spreads the sessions of
