@@ -3,7 +3,7 @@
 //! The tables and their evaluation are those of [`musttls_common::policy`]; [`Tables::rule`] evaluates
 //! the same tables in user space.
 //!
-//! Bit `i` of a set is `config.exceptions[i]`. An exception that has ended is in no table.
+//! Bit `i` of a set is `config.exceptions[i]`. An exception that has ended, or has not begun, is in no table.
 //!
 //! Invariant: an IPv6 network never matches an IPv4 client, although `::/0` contains the IPv4-mapped
 //! addresses that stand for them (RFC 4291 section 2.5.5.2).
@@ -49,7 +49,8 @@ pub struct Tables {
 /// Compiles `config`.
 ///
 /// `now` and `boottime_now_ns` (`CLOCK_BOOTTIME`) are the same instant on two clocks. The kernel
-/// compares ends with the second, so a step of the wall clock moves them until the next compilation.
+/// compares ends with the second, so a step of the wall clock moves them until the next compilation. It knows no
+/// beginnings: when an exception begins, the policy is to be compiled anew.
 #[must_use]
 pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u64) -> Tables {
     let live = || {
@@ -57,7 +58,7 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
             .exceptions
             .iter()
             .enumerate()
-            .filter(|(_, e)| e.expires.holds(now))
+            .filter(|(_, exception)| exception.holds(now))
     };
     let any_user = set_of(live().filter(|(_, exception)| exception.users.is_empty()));
     let users = users(live(), &any_user);
@@ -314,6 +315,7 @@ mod tests {
                 .collect(),
             users: Vec::new(),
             server: None,
+            not_before: None,
             expires: Expiry::Never,
             owner: "o".to_owned(),
             reason: "r".to_owned(),
@@ -355,7 +357,7 @@ mod tests {
                     .is_none_or(|wanted| wanted == name)
                 && (exception.users.is_empty()
                     || user.is_some_and(|user| exception.users.iter().any(|named| named == user)))
-                && exception.expires.holds(now())
+                && exception.holds(now())
                 && exception.expires.holds(at)
         });
         position.map(|position| u16::try_from(position).unwrap())
@@ -388,12 +390,14 @@ mod tests {
             prop::collection::vec(network_around(), 1..4),
             prop::collection::vec(prop::sample::select(vec!["x", "y"]), 0..2),
             prop::option::of(prop::sample::select(vec!["a", "b"])),
+            prop::option::of(prop::sample::select(vec![-1i64, 0, 1])),
             prop::sample::select(vec![-1i64, 0, 10, 20, i64::MAX]),
         )
-            .prop_map(|(source, users, server, left)| Exception {
+            .prop_map(|(source, users, server, ahead, left)| Exception {
                 source,
                 users: users.into_iter().map(str::to_owned).collect(),
                 server: server.map(str::to_owned),
+                not_before: ahead.map(|ahead| now() + SignedDuration::from_secs(ahead)),
                 expires: match left {
                     i64::MAX => Expiry::Never,
                     left => Expiry::At(now() + SignedDuration::from_secs(left)),

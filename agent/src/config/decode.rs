@@ -15,8 +15,10 @@ use musttls_common::verdict::Mode;
 use toml::de::{DeTable, DeValue};
 use toml::value::Datetime;
 
+use super::layers::Layers;
+use super::merge;
 use super::report::{Problem, Problems};
-use super::value::{end_of, network, similar};
+use super::value::{begin_of, end_of, network, similar};
 use super::walk::{Section, Value};
 use super::{
     AuditTarget, Config, DEFAULT_SERVER, Exception, Existing, Expiry, Floor, MAX_NETWORKS,
@@ -45,64 +47,64 @@ const SERVER_KEYS: &[&str] = &[
     "observe",
     "refused_ciphers",
 ];
-const EXCEPTION_KEYS: &[&str] = &[
-    "name", "source", "user", "server", "expires", "owner", "reason",
+pub(super) const EXCEPTION_KEYS: &[&str] = &[
+    "name",
+    "source",
+    "user",
+    "server",
+    "not_before",
+    "expires",
+    "owner",
+    "reason",
 ];
 
 /// Longest owner or reason, in bytes.
 const TEXT_MAX: usize = 1024;
 /// Longest path of a Unix socket, in bytes: `sun_path` of unix(7) less its NUL.
 const SOCKET_PATH_MAX: usize = 107;
-/// Largest file of which every syntax error is told; of a larger one, the first.
-const RECOVER_MAX: usize = 256 * 1024;
 
-/// What came of a file. Only to be used when no problem was found.
+/// What came of the layers. Only to be used when no problem was found.
 pub(super) struct Decoded {
     pub(super) config: Config,
-    /// Warnings, each with the byte of the file it is about.
+    /// Where each exception begins.
+    pub(super) exceptions: Vec<usize>,
+    /// Warnings, each with the byte of all layers that it is about.
     pub(super) warnings: Vec<(usize, String)>,
 }
 
-/// Reads `text`; exceptions are held against `now`.
+/// Reads `layers`; exceptions are held against `now`.
 pub(super) fn decode(
-    text: &str,
+    layers: &Layers,
     now: Timestamp,
     past: PastDates,
     problems: &mut Problems,
 ) -> Decoded {
     let mut decoder = Decoder {
         problems,
+        layers,
         now,
         past,
+        exceptions: Vec::new(),
         warnings: Vec::new(),
         networks: 0,
         users: 0,
         ciphers: BTreeSet::new(),
     };
-    let config = match DeTable::parse(text) {
-        Ok(root) => decoder.root(root.get_ref()),
-        Err(first) => {
-            let all = if text.len() <= RECOVER_MAX {
-                DeTable::parse_recoverable(text).1
-            } else {
-                vec![first]
-            };
-            for error in all {
-                decoder.syntax(&error);
-            }
-            Config::default()
-        }
-    };
+    let config = merge::whole(layers, |layer, error| decoder.syntax(layer, error))
+        .map_or_else(Config::default, |whole| decoder.root(&whole));
     Decoded {
         config,
+        exceptions: decoder.exceptions,
         warnings: decoder.warnings,
     }
 }
 
 pub(super) struct Decoder<'p> {
     pub(super) problems: &'p mut Problems,
+    pub(super) layers: &'p Layers,
     now: Timestamp,
     past: PastDates,
+    exceptions: Vec<usize>,
     warnings: Vec<(usize, String)>,
     /// Networks of all exceptions and trusted proxies so far.
     networks: usize,
@@ -189,7 +191,7 @@ impl Decoder<'_> {
         let mut servers = Vec::new();
         let mut names = HashMap::new();
         let mut ports = HashMap::new();
-        let mut any_port: Option<String> = None;
+        let mut any_port: Option<(String, usize)> = None;
         for (index, (table, at)) in self.sections("server", value).into_iter().enumerate() {
             if index == MAX_SERVERS - 1 {
                 let title = format!("more than {} servers", MAX_SERVERS - 1);
@@ -208,13 +210,14 @@ impl Decoder<'_> {
                 .get("ports")
                 .map(|value| self.ports(value, &what, &mut ports));
             if own.is_none() {
-                if let Some(first) = &any_port {
+                if let Some((first, place)) = &any_port {
                     let title =
                         format!("server `{what}` and server `{first}` both have no `ports`");
+                    let label = format!("the first is at {}", self.layers.origin(*place));
                     let help = "each claims every port: name the ports of one of them";
-                    self.wrong(at.clone(), title, "", help);
+                    self.wrong(at.clone(), title, &label, help);
                 }
-                any_port.get_or_insert_with(|| what.clone());
+                any_port.get_or_insert_with(|| (what.clone(), at.start));
             }
             let mode = table.get("mode").and_then(|value| self.mode(value));
             servers.push(ServerConfig {
@@ -232,7 +235,7 @@ impl Decoder<'_> {
         &mut self,
         value: &Value<'_>,
         server: &str,
-        claimed: &mut HashMap<u16, String>,
+        claimed: &mut HashMap<u16, (String, usize)>,
     ) -> Vec<u16> {
         let help = "write TCP ports from 1 to 65535, for example ports = [3306, 33060]";
         let Some(values) = self.array("ports", value, help) else {
@@ -258,10 +261,12 @@ impl Decoder<'_> {
                 );
                 continue;
             }
-            if let Some(other) = claimed.insert(port, server.to_owned()) {
+            let claim = (server.to_owned(), value.span().start);
+            if let Some((other, place)) = claimed.insert(port, claim) {
                 let title = format!("port {port} is claimed by server `{other}` already");
+                let label = format!("the first claim is at {}", self.layers.origin(place));
                 let help = "each port belongs to one server: take it out of one of them";
-                self.wrong(value.span(), title, "", help);
+                self.wrong(value.span(), title, &label, help);
             }
             ports.push(port);
         }
@@ -290,6 +295,7 @@ impl Decoder<'_> {
                 what: "this exception",
                 at: &at,
             };
+            self.exceptions.push(at.start);
             self.unknown_keys(section, EXCEPTION_KEYS);
             let name = self.name(section, "legacy-etl", REQUIRE_TLS, &mut names);
             let what = name.as_ref().map(|name| format!("exception `{name}`"));
@@ -297,6 +303,7 @@ impl Decoder<'_> {
                 what: what.as_deref().unwrap_or(section.what),
                 ..section
             };
+            let expires = self.expires(section).unwrap_or(Expiry::Never);
             let exception = Exception {
                 name: name.unwrap_or_default(),
                 source: self.sources(section),
@@ -307,7 +314,8 @@ impl Decoder<'_> {
                 server: table
                     .get("server")
                     .and_then(|value| self.server_of(value, servers)),
-                expires: self.expires(section).unwrap_or(Expiry::Never),
+                not_before: self.not_before(section, expires),
+                expires,
                 owner: self.required_text(
                     section,
                     "owner",
@@ -422,7 +430,7 @@ impl Decoder<'_> {
     }
 
     fn server_of(&mut self, value: &Value<'_>, servers: &[ServerConfig]) -> Option<String> {
-        let help = "name a [[server]] of this file, or leave `server` out for any server";
+        let help = "name a [[server]], or leave `server` out for any server";
         let name = self.string("server", value, help)?;
         if servers.iter().any(|server| server.name == name) {
             return Some(name.to_owned());
@@ -434,7 +442,7 @@ impl Decoder<'_> {
         );
         self.wrong(
             value.span(),
-            format!("there is no server `{name}` in this file"),
+            format!("there is no server `{name}`"),
             "",
             &help,
         );
@@ -483,6 +491,28 @@ impl Decoder<'_> {
             }
         }
         Some(Expiry::At(end))
+    }
+
+    fn not_before(&mut self, section: Section<'_>, expires: Expiry) -> Option<Timestamp> {
+        const HELP: &str = "write a date, for example not_before = 2027-01-31, or leave it out";
+        let value = section.table.get("not_before")?;
+        let DeValue::Datetime(datetime) = value.get_ref() else {
+            self.wrong_type("`not_before`", "a date", value, HELP);
+            return None;
+        };
+        let begin = match begin_of(datetime) {
+            Ok(begin) => begin,
+            Err(title) => {
+                self.wrong(value.span(), title, "", HELP);
+                return None;
+            }
+        };
+        if !expires.holds(begin) {
+            let title = format!("{} ends before it begins", section.what);
+            let help = "write a `not_before` that is before `expires`";
+            self.wrong(value.span(), title, &format!("it begins on {begin}"), help);
+        }
+        Some(begin)
     }
 
     fn audit(&mut self, value: Option<&Value<'_>>) -> Option<AuditTarget> {

@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{ConfigError, report};
 
-/// Largest configuration file, in bytes. [`super::MAX_NETWORKS`] networks take less than 5 MB.
-const SIZE_MAX: u64 = 16 * 1024 * 1024;
+/// Largest configuration, in bytes: of one file and of all layers together. [`super::MAX_NETWORKS`] networks take less than 5 MB.
+pub(super) const SIZE_MAX: u64 = 16 * 1024 * 1024;
 
 /// The text of the file at `path`, and a warning about its permissions.
 pub(super) fn read(path: &Path) -> Result<(String, Option<String>), ConfigError> {

@@ -1,9 +1,11 @@
-//! The configuration: a TOML file becomes a valid [`Config`], or a report that points at each mistake.
+//! The configuration: TOML files become a valid [`Config`], or a report that points at each mistake.
 //!
 //! | file | content |
 //! |---|---|
 //! | `mod` | the valid configuration and its rules of look-up |
-//! | `file` | reading the file: size, encoding, permissions |
+//! | `layers` | which files there are, and where in them a value stands |
+//! | `file` | reading one: size, encoding, permissions |
+//! | `merge` | several files as one |
 //! | `decode` | TOML values to configuration, all mistakes collected |
 //! | `walk` | tables and keys, and the mistakes common to all |
 //! | `tls` | the keys about TLS itself: floors and cipher suites |
@@ -15,6 +17,8 @@
 
 mod decode;
 mod file;
+mod layers;
+mod merge;
 mod report;
 mod tls;
 mod value;
@@ -30,6 +34,7 @@ use jiff::Timestamp;
 use musttls_common::policy::MAX_SERVERS;
 use musttls_common::verdict::Mode;
 
+pub use layers::{DROP_INS, Layer, Layers, Origin, drop_ins};
 pub use tls::{Floor, OwnTls, TlsPolicy};
 
 /// Where the packaged configuration file lies.
@@ -56,9 +61,9 @@ pub struct Config {
     pub mode: Mode,
     /// What TLS must be like on servers that do not say it themselves.
     pub tls: TlsPolicy,
-    /// Servers with settings of their own, in the order of the file.
+    /// Servers with settings of their own, in the order of the files.
     pub servers: Vec<ServerConfig>,
-    /// Exceptions, in the order of the file. An ended one may be among them: see [`PastDates`].
+    /// Exceptions, in the order of the files. An ended one may be among them: see [`PastDates`].
     pub exceptions: Vec<Exception>,
     /// Peers whose PROXY protocol headers are believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -122,12 +127,22 @@ pub struct Exception {
     pub users: Vec<String>,
     /// The server it is for; `None` for any.
     pub server: Option<String>,
+    /// The first instant at which it holds; `None` for always.
+    pub not_before: Option<Timestamp>,
     /// When it ends.
     pub expires: Expiry,
     /// Who answers for it.
     pub owner: String,
     /// Why it exists.
     pub reason: String,
+}
+
+impl Exception {
+    /// Whether it has begun and not ended at `now`.
+    #[must_use]
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.not_before.is_none_or(|begin| begin <= now) && self.expires.holds(now)
+    }
 }
 
 /// When an exception ends.
@@ -175,9 +190,20 @@ pub struct Loaded {
     /// The configuration.
     pub config: Config,
     /// What was read.
-    pub text: String,
+    pub layers: Layers,
     /// Warnings, one line each.
     pub warnings: Vec<String>,
+    /// Where each exception begins, as places in the layers.
+    exceptions: Vec<usize>,
+}
+
+impl Loaded {
+    /// The exceptions, each with where it stands.
+    pub fn exceptions(&self) -> impl Iterator<Item = (&Exception, Origin)> {
+        let places = self.exceptions.iter();
+        let exceptions = self.config.exceptions.iter().zip(places);
+        exceptions.map(|(exception, at)| (exception, self.layers.origin(*at)))
+    }
 }
 
 /// A configuration file that cannot be used. Its text is complete: what is wrong, where, and what to do.
@@ -223,11 +249,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads and checks the file at `path`; exceptions are held against `now`.
+    /// Reads and checks the file at `path` and the layers that belong to it; exceptions are held against `now`.
     pub fn load(path: &Path, now: Timestamp, past: PastDates) -> Result<Loaded, ConfigError> {
-        let (text, warning) = file::read(path)?;
-        let mut loaded = Self::parse(path, &text, now, past)?;
-        loaded.warnings.extend(warning);
+        let (layers, warnings) = Layers::read(path)?;
+        let mut loaded = Self::of(layers, now, past)?;
+        loaded.warnings.extend(warnings);
         Ok(loaded)
     }
 
@@ -238,18 +264,34 @@ impl Config {
         now: Timestamp,
         past: PastDates,
     ) -> Result<Loaded, ConfigError> {
+        Self::of(Layers::single(path, text), now, past)
+    }
+
+    /// Checks what [`Layers::keep`] has made; `path` only stands in messages.
+    pub fn recall(
+        path: &Path,
+        text: &str,
+        now: Timestamp,
+        past: PastDates,
+    ) -> Result<Loaded, ConfigError> {
+        Self::of(Layers::kept(path, text), now, past)
+    }
+
+    /// Checks the layers.
+    fn of(layers: Layers, now: Timestamp, past: PastDates) -> Result<Loaded, ConfigError> {
         let mut problems = report::Problems::default();
-        let decoded = decode::decode(text, now, past, &mut problems);
-        problems.finish(path, text)?;
+        let decoded = decode::decode(&layers, now, past, &mut problems);
+        problems.finish(&layers)?;
         let warnings = decoded
             .warnings
             .into_iter()
-            .map(|(at, warning)| report::locate(path, text, at, &warning))
+            .map(|(at, warning)| report::locate(&layers, at, &warning))
             .collect();
         Ok(Loaded {
             config: decoded.config,
-            text: text.to_owned(),
+            layers,
             warnings,
+            exceptions: decoded.exceptions,
         })
     }
 

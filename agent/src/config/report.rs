@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::ConfigError;
+use super::layers::{Layer, Layers};
 
 /// Most mistakes shown; of the others, only the number is told.
 const SHOWN: usize = 20;
@@ -16,7 +16,7 @@ const LINE_MAX: usize = 400;
 /// One mistake.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {
-    /// Bytes of the file it is about.
+    /// Bytes of all layers together that it is about.
     pub(super) at: Range<usize>,
     /// What is wrong.
     pub(super) title: String,
@@ -48,16 +48,24 @@ impl Problems {
         self.first.is_empty()
     }
 
-    /// The report of all mistakes, in the order of the file; `Ok` if there are none.
-    pub(super) fn finish(mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+    /// The report of all mistakes, in the order of the layers; `Ok` if there are none.
+    pub(super) fn finish(mut self, layers: &Layers) -> Result<(), ConfigError> {
         if self.is_empty() {
             return Ok(());
         }
         self.first.sort_by_key(|problem| problem.at.start);
         let mut report = String::new();
+        let mut paths: Vec<String> = Vec::new();
         for problem in &self.first {
-            report.push_str(&render(path, text, problem));
+            let (Some(layer), at) = layers.layer_of(problem.at.start) else {
+                continue;
+            };
+            report.push_str(&render(layer, at, problem));
             report.push_str("\n\n");
+            let path = layer.path().display().to_string();
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
         }
         let total = self.first.len() + self.more;
         if self.more > 0 {
@@ -67,11 +75,11 @@ impl Problems {
             );
         }
         let errors = if total == 1 { "error" } else { "errors" };
-        let summary = format_args!(
-            "{}: {total} {errors}, no setting was changed",
-            path.display()
+        let paths = paths.join(", ");
+        push_line(
+            &mut report,
+            format_args!("{paths}: {total} {errors}, no setting was changed"),
         );
-        push_line(&mut report, summary);
         report.truncate(report.trim_end().len());
         Err(ConfigError { text: report })
     }
@@ -85,26 +93,29 @@ pub(super) fn plain(what: &str, remedy: &str) -> ConfigError {
 }
 
 /// `path:line:column: message`.
-pub(super) fn locate(path: &Path, text: &str, at: usize, message: &str) -> String {
-    let place = Place::of(text, at);
+pub(super) fn locate(layers: &Layers, at: usize, message: &str) -> String {
+    let (Some(layer), at) = layers.layer_of(at) else {
+        return message.to_owned();
+    };
+    let place = Place::of(layer.text(), at);
     format!(
         "{}:{}:{}: {message}",
-        path.display(),
+        layer.path().display(),
         place.line,
         place.column
     )
 }
 
-/// Where a byte of the file is.
-struct Place {
-    line: usize,
+/// Where a byte of a file is.
+pub(super) struct Place {
+    pub(super) line: usize,
     /// In characters, as editors count.
     column: usize,
     line_start: usize,
 }
 
 impl Place {
-    fn of(text: &str, at: usize) -> Self {
+    pub(super) fn of(text: &str, at: usize) -> Self {
         let before = text.get(..at).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
@@ -117,9 +128,11 @@ impl Place {
     }
 }
 
-fn render(path: &Path, text: &str, problem: &Problem) -> String {
-    let place = Place::of(text, problem.at.start);
-    let shown_path = path.display().to_string();
+/// `at` is where the problem begins in `layer`.
+fn render(layer: &Layer, at: usize, problem: &Problem) -> String {
+    let text = layer.text();
+    let place = Place::of(text, at);
+    let shown_path = layer.path().display().to_string();
     // Only the marked line goes to the renderer: it walks through all it is given.
     let line = text
         .get(place.line_start..)
@@ -127,14 +140,8 @@ fn render(path: &Path, text: &str, problem: &Problem) -> String {
         .lines()
         .next()
         .unwrap_or_default();
-    let start = problem
-        .at
-        .start
-        .saturating_sub(place.line_start)
-        .min(line.len());
-    let end = problem
-        .at
-        .end
+    let start = at.saturating_sub(place.line_start).min(line.len());
+    let end = (at + problem.at.len())
         .saturating_sub(place.line_start)
         .clamp(start, line.len());
     if line.len() > LINE_MAX {

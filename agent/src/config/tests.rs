@@ -107,14 +107,9 @@ fn the_contract_example_is_read() {
 
 #[test]
 fn an_empty_file_is_the_defaults() {
-    assert_eq!(
-        parse("").unwrap(),
-        Loaded {
-            config: Config::default(),
-            text: String::new(),
-            warnings: Vec::new()
-        }
-    );
+    let loaded = parse("").unwrap();
+    assert_eq!(loaded.config, Config::default());
+    assert_eq!(loaded.warnings, [""; 0]);
 }
 
 #[test]
@@ -165,7 +160,7 @@ fn every_key_is_documented() {
     ] {
         assert!(page.contains(&format!("`{key}`")), "{key}");
     }
-    for key in ["expires", "owner", "reason", "path", "listen", "socket"] {
+    for key in ["not_before", "expires", "owner", "reason", "path", "listen", "socket"] {
         assert!(page.contains(&format!("`{key}`")), "{key}");
     }
 }

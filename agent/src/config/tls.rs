@@ -133,7 +133,11 @@ impl Decoder<'_> {
             if floor <= required {
                 let title = format!("`observe` is not above what is required, `{required}`");
                 let help = "observe tells what a higher floor would refuse: write a higher one, or leave it out";
-                self.wrong(value.span(), title, "", help);
+                let label = require.map_or_else(String::new, |require| {
+                    let origin = self.layers.origin(require.span().start);
+                    format!("`require` is at {origin}")
+                });
+                self.wrong(value.span(), title, &label, help);
             }
         }
         own

@@ -95,6 +95,20 @@ fn why_no_network(text: &str) -> BadNetwork {
 /// The first instant at which an exception with this date no longer holds. A date without a time
 /// means: through the end of that day, UTC.
 pub(super) fn end_of(datetime: &Datetime) -> Result<Timestamp, String> {
+    instant(datetime, civil::Date::tomorrow)
+}
+
+/// The first instant at which an exception with this date holds. A date without a time means: from the
+/// beginning of that day, UTC.
+pub(super) fn begin_of(datetime: &Datetime) -> Result<Timestamp, String> {
+    instant(datetime, Ok)
+}
+
+/// `midnight_of` is told the date of one without a time.
+fn instant(
+    datetime: &Datetime,
+    midnight_of: fn(civil::Date) -> Result<civil::Date, jiff::Error>,
+) -> Result<Timestamp, String> {
     match datetime {
         Datetime {
             date: Some(date),
@@ -109,8 +123,8 @@ pub(super) fn end_of(datetime: &Datetime) -> Result<Timestamp, String> {
                 return Err("there is no such date".to_owned());
             };
             civil::Date::new(year, month, day)
-                .and_then(civil::Date::tomorrow)
-                .and_then(|next| next.to_zoned(TimeZone::UTC))
+                .and_then(midnight_of)
+                .and_then(|day| day.to_zoned(TimeZone::UTC))
                 .map(|midnight| midnight.timestamp())
                 .map_err(|error| format!("this date cannot be used: {error}"))
         }

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::decode::Decoder;
+use super::layers::Layer;
 use super::report::Problem;
 use super::value::{bounded, kind, shown, similar};
 
@@ -48,12 +49,13 @@ impl Decoder<'_> {
                 "",
                 "records use it for what no section names: choose another",
             );
-        } else if names.insert(name.clone(), at.start).is_some() {
+        } else if let Some(first) = names.insert(name.clone(), at.start) {
             let title = format!("two sections are named `{name}`");
+            let label = format!("the first is at {}", self.layers.origin(first));
             self.wrong(
                 at,
                 title,
-                "the second one",
+                &label,
                 "give each its own name: records tell them apart by it",
             );
         }
@@ -222,9 +224,10 @@ impl Decoder<'_> {
         });
     }
 
-    pub(super) fn syntax(&mut self, error: &toml::de::Error) {
+    pub(super) fn syntax(&mut self, layer: &Layer, error: &toml::de::Error) {
+        let at = error.span().unwrap_or(0..0);
         self.problems.push(|| Problem {
-            at: error.span().unwrap_or(0..0),
+            at: layer.start() + at.start..layer.start() + at.end,
             title: error.message().to_owned(),
             label: String::new(),
             help: "the file must be TOML (https://toml.io); packaging/musttls.toml is an example"

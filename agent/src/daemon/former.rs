@@ -16,8 +16,9 @@ use super::{Daemon, lock};
 use crate::audit::record::Gap;
 use crate::clock;
 use crate::config::{Config, PastDates};
+use crate::error;
 
-/// The policy in force, as it was read, beside the lock: `policy-7.toml` is version 7.
+/// The layers of the policy in force, as they were read, beside the lock: `policy-7.toml` is version 7.
 const PREFIX: &str = "policy-";
 const SUFFIX: &str = ".toml";
 /// The names of servers, a line each, from entry 1 on.
@@ -106,7 +107,16 @@ pub(super) fn keep(text: &str, version: u32) -> Result<()> {
 /// The policy of this version, if it was kept.
 fn kept(version: u32, names: &[String]) -> Option<Arc<Config>> {
     let path = path(version);
-    let loaded = Config::load(&path, clock::wall(), PastDates::Warn);
+    let loaded = fs::read_to_string(&path)
+        .with_context(|| format!("read {}", path.display()))
+        .and_then(|text| {
+            Ok(Config::recall(
+                &path,
+                &text,
+                clock::wall(),
+                PastDates::Warn,
+            )?)
+        });
     match loaded {
         Ok(mut loaded) => {
             loaded.config.keep_indices(&mut names.to_vec());
@@ -114,7 +124,7 @@ fn kept(version: u32, names: &[String]) -> Option<Arc<Config>> {
         }
         Err(error) => {
             tracing::warn!(
-                %error,
+                error = error::text(&error),
                 "what the former agent's policy calls its rules is not known"
             );
             None

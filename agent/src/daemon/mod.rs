@@ -5,7 +5,7 @@
 //! | `mod` | what the daemon holds |
 //! | `start` | the order of the start: what can fail without the gate comes first |
 //! | `events` | the event loop: what happens, and what is done about it |
-//! | `reload` | a policy comes into force: reload, an exception that ended, a clock that was set |
+//! | `reload` | a policy comes into force: reload, an exception that begins or ends, a clock that was set |
 //! | `former` | what an agent leaves to the next |
 //! | `older` | sessions older than the gate |
 //! | `coverage` | servers are looked for, their listeners are named, the service manager is told |
@@ -39,7 +39,7 @@ use tokio::sync::mpsc;
 use crate::bypass::Watch;
 use crate::cli::Exit;
 use crate::clock;
-use crate::config::{Config, PastDates};
+use crate::config::{Config, Layers, PastDates};
 use crate::confine::{self, Confinement};
 use crate::control::Pending;
 use crate::datapath::{self, Counters, PolicyTables, Record, Ring, Told, UnixProbe, cgroup, pins};
@@ -87,7 +87,7 @@ struct Daemon {
     /// What the tables in force were compiled from: which exceptions held, and by which clock.
     compiled: Compiled,
     /// The policy in force, as it was read.
-    text: String,
+    layers: Layers,
     /// The names that the entries of the table of servers have had, from entry 1 on.
     server_names: Vec<String>,
     tables: PolicyTables,

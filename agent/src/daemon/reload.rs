@@ -1,4 +1,4 @@
-//! A policy comes into force: at a reload, when an exception has ended, when the clock was set.
+//! A policy comes into force: at a reload, when an exception has begun or ended, when the clock was set.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl Compiled {
         let holding = config
             .exceptions
             .iter()
-            .map(|exception| exception.expires.holds(now))
+            .map(|exception| exception.holds(now))
             .collect();
         Self {
             holding,
@@ -42,13 +42,13 @@ impl Compiled {
 }
 
 impl Daemon {
-    /// Compiles the policy anew, for an exception that has ended or a clock that was set.
+    /// Compiles the policy anew, for an exception that has begun or ended, or a clock that was set.
     pub(super) fn recompile(&mut self, now: Timestamp) {
         if let Err(error) = self.take_over(self.config.clone(), now) {
             tracing::error!(
                 error = error::text(&error),
                 help = "it is tried again each second; if it goes on, restart musttls",
-                "the policy tables stay as they are, with exceptions that have ended since"
+                "the policy tables stay as they are: with exceptions that have ended since, without those that have begun"
             );
         }
     }
@@ -90,7 +90,7 @@ impl Daemon {
         self.metrics.set_policy(&self.config, version, now);
         self.older.judge_again();
         self.step_older();
-        if let Err(error) = former::keep(&self.text, version) {
+        if let Err(error) = former::keep(&self.layers.keep(), version) {
             tracing::warn!(
                 error = error::text(&error),
                 help = "free space on /run",
@@ -151,9 +151,9 @@ impl Daemon {
         config.keep_indices(&mut self.server_names);
         former::keep_names(&self.server_names)?;
         // Kept with the version that is in force by then.
-        let former = std::mem::replace(&mut self.text, loaded.text);
+        let former = std::mem::replace(&mut self.layers, loaded.layers);
         if let Err(error) = self.take_over(Arc::new(config), now) {
-            self.text = former;
+            self.layers = former;
             return Err(error);
         }
         // Servers may have settings of their own now.

@@ -50,7 +50,7 @@ const BUILD: BuildInfo<'static> = BuildInfo {
 impl Daemon {
     pub(super) fn start(path: &Path, loaded: config::Loaded) -> Result<Self> {
         let config::Loaded {
-            mut config, text, ..
+            mut config, layers, ..
         } = loaded;
         let now = clock::wall();
         let sink = AuditSink::open(&config.audit)?;
@@ -96,7 +96,7 @@ impl Daemon {
         let mut daemon = Self {
             path: path.to_owned(),
             compiled,
-            text,
+            layers,
             server_names,
             policy_version,
             rejected: None,

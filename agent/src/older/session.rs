@@ -132,7 +132,7 @@ impl Session {
         let matches = |exception: &&Exception| {
             exception.users.is_empty()
                 && exception.server.as_deref().is_none_or(|one| one == server)
-                && exception.expires.holds(now)
+                && exception.holds(now)
                 && exception
                     .source
                     .iter()
