@@ -114,7 +114,8 @@ pub fn printable(bytes: &[u8]) -> (String, bool) {
 
 /// Control characters, line separators and the bidirectional formatting characters of Unicode
 /// Standard Annex 9.
-fn disturbs(c: char) -> bool {
+#[must_use]
+pub fn disturbs(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -44,7 +44,7 @@ const RULES: &[Rule] = &[
         why: "only kernel programs call the kernel's helpers",
     },
     Rule {
-        words: &["toml", "annotate_snippets"],
+        words: &["toml", "toml_edit", "annotate_snippets"],
         inside: EVERYWHERE,
         except: &["agent/src/config/"],
         tests_may: false,

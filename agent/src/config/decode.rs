@@ -39,7 +39,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "metrics",
     "control",
 ];
-const SERVER_KEYS: &[&str] = &[
+pub(super) const SERVER_KEYS: &[&str] = &[
     "name",
     "ports",
     "mode",

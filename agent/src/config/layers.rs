@@ -144,9 +144,7 @@ impl Layers {
     /// The layer that a byte of all of them is in, and which byte it is there.
     pub(super) fn layer_of(&self, at: usize) -> (Option<&Layer>, usize) {
         let above = self.files.partition_point(|layer| layer.start <= at);
-        let layer = above
-            .checked_sub(1)
-            .and_then(|below| self.files.get(below));
+        let layer = above.checked_sub(1).and_then(|below| self.files.get(below));
         (layer, at - layer.map_or(0, |layer| layer.start))
     }
 
@@ -270,4 +268,343 @@ fn first_kept(text: &str) -> Option<(&str, &str)> {
         .ok()?;
     let (layer, behind) = rest.split_at_checked(length)?;
     Some((layer, behind.strip_prefix('\n')?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AuditTarget, Config, Loaded, PastDates};
+    use jiff::Timestamp;
+    use musttls_common::verdict::Mode;
+
+    /// A file system of which only what musttls reads is there.
+    struct Root(tempfile::TempDir);
+
+    impl Root {
+        fn new(files: &[(&str, &str)]) -> Self {
+            let root = Self(tempfile::tempdir().unwrap());
+            root.write("etc/musttls/musttls.toml", "");
+            for (name, text) in files {
+                root.write(name, text);
+            }
+            root
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            let path = self.0.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn load(&self) -> Result<Loaded, String> {
+            let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+            let main = self.0.path().join("etc/musttls/musttls.toml");
+            Config::load(&main, now, PastDates::Refuse).map_err(|error| error.to_string())
+        }
+
+        /// What is wrong, with the paths as they are below this root.
+        fn report(&self) -> String {
+            let report = self.load().expect_err("the configuration is wrong");
+            report.replace(&self.0.path().display().to_string(), "")
+        }
+    }
+
+    fn exception(name: &str) -> String {
+        format!(
+            "[[exception]]\nname = \"{name}\"\nsource = [\"10.0.0.0/8\"]\nexpires = \"never\"\nowner = \"o\"\nreason = \"r\"\n"
+        )
+    }
+
+    fn assert_says(report: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(report.contains(part), "`{part}` is not in:\n{report}");
+        }
+    }
+
+    const VENDOR: &str = "usr/lib/musttls/musttls.toml";
+    const MAIN: &str = "etc/musttls/musttls.toml";
+
+    #[test]
+    fn a_later_layer_wins_key_by_key_and_lists_are_replaced() {
+        let root = Root::new(&[
+            (
+                VENDOR,
+                "mode = \"observe\"\nrequire = \"tls1.2\"\npersist = false\ntrusted_proxies = [\"10.0.0.1/32\"]\n\
+                 [audit]\npath = \"-\"\n[control]\nsocket = \"/run/vendor.sock\"\n",
+            ),
+            (
+                MAIN,
+                "require = \"tls1.3\"\n[control]\nsocket = \"/run/main.sock\"\n",
+            ),
+            ("etc/musttls/conf.d/10-a.toml", "mode = \"enforce\"\n"),
+            (
+                "etc/musttls/conf.d/20-b.toml",
+                "trusted_proxies = [\"10.0.0.2/32\"]\n",
+            ),
+        ]);
+        let config = root.load().unwrap().config;
+        assert_eq!(config.mode, Mode::Enforce);
+        assert_eq!(config.tls.require.as_str(), "tls1.3");
+        assert!(!config.persist);
+        assert_eq!(config.audit, AuditTarget::Stdout);
+        assert_eq!(config.control, Path::new("/run/main.sock"));
+        let proxies: Vec<_> = config
+            .trusted_proxies
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(proxies, ["10.0.0.2/32"]);
+    }
+
+    #[test]
+    fn servers_and_exceptions_add_up_in_the_order_of_the_layers() {
+        let root = Root::new(&[
+            (VENDOR, &exception("vendor")),
+            (
+                MAIN,
+                &format!(
+                    "[[server]]\nname = \"orders\"\nports = [3306]\n{}",
+                    exception("main")
+                ),
+            ),
+            ("etc/musttls/conf.d/9.toml", &exception("nine")),
+            (
+                "etc/musttls/conf.d/10.toml",
+                &format!("{}server = \"orders\"\n", exception("ten")),
+            ),
+        ]);
+        let loaded = root.load().unwrap();
+        let places: Vec<_> = loaded
+            .exceptions()
+            .map(|(exception, origin)| {
+                let path = origin.path.strip_prefix(root.0.path()).unwrap();
+                format!("{} {}:{}", exception.name, path.display(), origin.line)
+            })
+            .collect();
+        assert_eq!(
+            places,
+            [
+                "vendor usr/lib/musttls/musttls.toml:1",
+                "main etc/musttls/musttls.toml:4",
+                "ten etc/musttls/conf.d/10.toml:1",
+                "nine etc/musttls/conf.d/9.toml:1",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_toml_files_that_are_not_hidden_count() {
+        let root = Root::new(&[
+            ("etc/musttls/conf.d/README", "no TOML"),
+            ("etc/musttls/conf.d/.hidden.toml", "no TOML"),
+            ("etc/musttls/conf.d/a.toml~", "no TOML"),
+            ("etc/musttls/conf.d/a.toml", "mode = \"enforce\""),
+        ]);
+        let loaded = root.load().unwrap();
+        assert_eq!(loaded.layers.files().count(), 2);
+        assert_eq!(loaded.config.mode, Mode::Enforce);
+    }
+
+    #[test]
+    fn a_main_file_elsewhere_has_no_vendor() {
+        let root = Root::new(&[(VENDOR, "mode = \"enforce\"")]);
+        assert_eq!(root.load().unwrap().config.mode, Mode::Enforce);
+        root.write("etc/musttls/other.toml", "");
+        let other = root.0.path().join("etc/musttls/other.toml");
+        let loaded = Config::load(&other, Timestamp::UNIX_EPOCH, PastDates::Refuse).unwrap();
+        assert_eq!(loaded.config.mode, Mode::Observe);
+        assert_eq!(
+            vendor(Path::new(DEFAULT_PATH)).unwrap(),
+            Path::new("/").join(VENDOR)
+        );
+    }
+
+    #[test]
+    fn mistakes_are_pointed_at_in_whichever_file_they_are() {
+        let root = Root::new(&[
+            (VENDOR, "mode = \"observe\"\n"),
+            (MAIN, "# a comment\nmoode = \"observe\"\n"),
+            ("etc/musttls/conf.d/x.toml", "\n\n[audit]\n  path = 7\n"),
+        ]);
+        assert_says(
+            &root.report(),
+            &[
+                "--> /etc/musttls/musttls.toml:2:1",
+                "2 | moode = \"observe\"\n  | ^^^^^",
+                "--> /etc/musttls/conf.d/x.toml:4:10",
+                "/etc/musttls/musttls.toml, /etc/musttls/conf.d/x.toml: 2 errors, no setting was changed",
+            ],
+        );
+    }
+
+    #[test]
+    fn broken_toml_is_pointed_at_in_each_file() {
+        let root = Root::new(&[
+            (MAIN, "mode = \"observe\"\n"),
+            (
+                "etc/musttls/conf.d/x.toml",
+                "mode = \"enforce\"\nname = = 2\n",
+            ),
+            ("etc/musttls/conf.d/y.toml", "a = [1,"),
+        ]);
+        assert_says(&root.report(), &["/conf.d/x.toml:2:", "/conf.d/y.toml:1:"]);
+    }
+
+    #[test]
+    fn contradictions_name_both_files_and_lines() {
+        let root = Root::new(&[
+            (MAIN, &format!("\n{}", exception("a"))),
+            (
+                "etc/musttls/conf.d/x.toml",
+                &format!("\n\n{}", exception("a")),
+            ),
+        ]);
+        assert_says(
+            &root.report(),
+            &[
+                "two sections are named `a`",
+                "--> /etc/musttls/conf.d/x.toml:4:8",
+                "the first is at /etc/musttls/musttls.toml:3",
+            ],
+        );
+        let root = Root::new(&[
+            (MAIN, "[[server]]\nname = \"a\"\nports = [1]\n"),
+            (
+                "etc/musttls/conf.d/x.toml",
+                "[[server]]\nname = \"b\"\nports = [2, 1]\n",
+            ),
+            (
+                "etc/musttls/conf.d/y.toml",
+                "[[server]]\nname = \"a\"\nports = [3]\n",
+            ),
+        ]);
+        assert_says(
+            &root.report(),
+            &[
+                "port 1 is claimed by server `a` already",
+                "conf.d/x.toml:3:13",
+                "the first claim is at /etc/musttls/musttls.toml:3",
+                "two sections are named `a`",
+                "conf.d/y.toml:2:8",
+                "the first is at /etc/musttls/musttls.toml:2",
+            ],
+        );
+        let root = Root::new(&[
+            (MAIN, "require = \"tls1.3\"\n"),
+            ("etc/musttls/conf.d/x.toml", "observe = \"tls1.2\"\n"),
+        ]);
+        assert_says(
+            &root.report(),
+            &[
+                "conf.d/x.toml:1:11",
+                "`require` is at /etc/musttls/musttls.toml:1",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_section_of_a_wrong_type_is_told_whichever_layer_it_is_in() {
+        for (main, other) in [
+            ("server = 1\n", "[[server]]\nname = \"a\"\n"),
+            ("[[server]]\nname = \"a\"\n", "server = 1\n"),
+        ] {
+            let root = Root::new(&[(MAIN, main), ("etc/musttls/conf.d/x.toml", other)]);
+            assert_says(&root.report(), &["`server` must be an array"]);
+        }
+        for (main, other) in [
+            ("audit = 1\n", "[audit]\npath = \"-\"\n"),
+            ("[audit]\npath = \"-\"\n", "audit = 1\n"),
+        ] {
+            let root = Root::new(&[(MAIN, main), ("etc/musttls/conf.d/x.toml", other)]);
+            assert_says(&root.report(), &["`audit` must be a table"]);
+        }
+    }
+
+    #[test]
+    fn a_layer_that_cannot_be_read_is_an_error_that_names_it() {
+        let root = Root::new(&[("etc/musttls/conf.d/x.toml/y", "")]);
+        assert_says(
+            &root.report(),
+            &["cannot read /etc/musttls/conf.d/x.toml", "a directory"],
+        );
+        let root = Root::new(&[]);
+        std::os::unix::fs::symlink("nowhere", root.0.path().join("etc/musttls/conf.d")).unwrap();
+        assert!(root.load().is_ok(), "no directory, no files");
+        let root = Root::new(&[("etc/musttls/conf.d", "a file")]);
+        assert_says(
+            &root.report(),
+            &["cannot read the directory /etc/musttls/conf.d"],
+        );
+        let root = Root::new(&[]);
+        fs::create_dir_all(root.0.path().join("etc/musttls/conf.d")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.0.path().join("etc/musttls/conf.d/x.toml"))
+            .unwrap();
+        assert_says(
+            &root.report(),
+            &["cannot read /etc/musttls/conf.d/x.toml", "No such file"],
+        );
+        fs::remove_file(root.0.path().join("etc/musttls/musttls.toml")).unwrap();
+        assert_says(&root.report(), &["cannot read /etc/musttls/musttls.toml"]);
+    }
+
+    #[test]
+    fn all_layers_together_have_one_limit() {
+        let half = format!("#{}\n", "x".repeat(9 * 1024 * 1024));
+        let root = Root::new(&[(MAIN, &half), ("etc/musttls/conf.d/x.toml", &half)]);
+        assert_says(
+            &root.report(),
+            &["larger than 16 MiB with /etc/musttls/conf.d/x.toml"],
+        );
+    }
+
+    #[test]
+    fn what_the_next_agent_needs_is_kept_whole() {
+        let root = Root::new(&[
+            (VENDOR, &exception("vendor")),
+            (MAIN, "mode = \"enforce\""),
+            ("etc/musttls/conf.d/x.toml", &exception("x")),
+        ]);
+        let loaded = root.load().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let path = Path::new("policy-7.toml");
+        let kept = loaded.layers.keep();
+        let recalled = Config::recall(path, &kept, now, PastDates::Warn).unwrap();
+        assert_eq!(recalled.config, loaded.config);
+        let plain = Config::recall(path, "mode = \"enforce\"\n", now, PastDates::Warn).unwrap();
+        assert_eq!(plain.config.mode, Mode::Enforce);
+        let cut = kept.get(..kept.len() - 9).unwrap();
+        assert!(Config::recall(path, cut, now, PastDates::Warn).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_edited_takes_its_place_among_the_others() {
+        let root = Root::new(&[
+            ("etc/musttls/conf.d/10.toml", &exception("ten")),
+            ("etc/musttls/conf.d/90.toml", &exception("ninety")),
+        ]);
+        let layers = root.load().unwrap().layers;
+        let directory = drop_ins(&root.0.path().join(MAIN));
+        let names = |layers: &Layers| -> Vec<String> {
+            let path = |layer: &Layer| layer.path.file_name().unwrap().display().to_string();
+            layers.files().map(path).collect()
+        };
+        let with = layers.with(&directory.join("50.toml"), exception("fifty"));
+        assert_eq!(
+            names(&with),
+            ["musttls.toml", "10.toml", "50.toml", "90.toml"]
+        );
+        let again = with.with(&directory.join("10.toml"), exception("x"));
+        assert_eq!(
+            names(&again),
+            ["musttls.toml", "10.toml", "50.toml", "90.toml"]
+        );
+        let loaded = Config::of(again, Timestamp::UNIX_EPOCH, PastDates::Warn).unwrap();
+        let names: Vec<_> = loaded
+            .config
+            .exceptions
+            .iter()
+            .map(|one| one.name.clone())
+            .collect();
+        assert_eq!(names, ["x", "fifty", "ninety"]);
+    }
 }

@@ -64,7 +64,7 @@ fn lay_over<'t>(below: &mut DeTable<'t>, above: DeTable<'t>) {
                 }
                 continue;
             }
-            // Of the wrong type: the other one has been taken above, or is wrong, too.
+            // It has been wrong before this layer.
             (Some(former), _) if adds && former.as_array().is_none() => continue,
             (Some(former), _) if joins && former.as_table().is_none() => continue,
             (_, value) => value,

@@ -10,16 +10,20 @@
 //! | `walk` | tables and keys, and the mistakes common to all |
 //! | `tls` | the keys about TLS itself: floors and cipher suites |
 //! | `value` | single values: networks, dates, words |
+//! | `show` | the valid configuration in full, each value with its origin |
+//! | [`edit`] | edits of a file's text that keep its comments |
 //! | `report` | mistakes as text that points at file, line and column |
 //!
-//! Invariant: reading a configuration has no effect on the system. Only this module names `toml` and
-//! `annotate-snippets`.
+//! Invariant: reading a configuration has no effect on the system. Only this module names `toml`,
+//! `toml_edit` and `annotate-snippets`.
 
 mod decode;
+pub mod edit;
 mod file;
 mod layers;
 mod merge;
 mod report;
+mod show;
 mod tls;
 mod value;
 mod walk;
@@ -35,6 +39,7 @@ use musttls_common::policy::MAX_SERVERS;
 use musttls_common::verdict::Mode;
 
 pub use layers::{DROP_INS, Layer, Layers, Origin, drop_ins};
+pub use show::Effective;
 pub use tls::{Floor, OwnTls, TlsPolicy};
 
 /// Where the packaged configuration file lies.

@@ -160,7 +160,15 @@ fn every_key_is_documented() {
     ] {
         assert!(page.contains(&format!("`{key}`")), "{key}");
     }
-    for key in ["not_before", "expires", "owner", "reason", "path", "listen", "socket"] {
+    for key in [
+        "not_before",
+        "expires",
+        "owner",
+        "reason",
+        "path",
+        "listen",
+        "socket",
+    ] {
         assert!(page.contains(&format!("`{key}`")), "{key}");
     }
 }

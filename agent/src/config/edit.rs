@@ -1,0 +1,412 @@
+//! Edits of a file's text: an exception more, an exception less, and all else as it was, comments too.
+
+use ipnet::IpNet;
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp, Unit};
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value, value};
+
+use super::value::{begin_of, end_of, network};
+
+/// What stands above the first exception of a file that did not exist.
+const HEAD: &str = "# Exceptions made by `musttls except add`. They may be changed by hand, too.\n";
+
+/// An exception that is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewException {
+    /// Its name.
+    pub name: String,
+    /// The networks it allows.
+    pub source: Vec<IpNet>,
+    /// The users it allows; none for any.
+    pub users: Vec<String>,
+    /// The server it is for.
+    pub server: Option<String>,
+    /// As [`begin`] has taken it.
+    pub not_before: Option<String>,
+    /// As [`end`] or [`end_in`] has taken it.
+    pub expires: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// Why it exists.
+    pub reason: String,
+}
+
+/// Why a text cannot be edited.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// It is no TOML.
+    #[error("{0}")]
+    Syntax(String),
+    /// It has its exceptions in a form that is not edited.
+    #[error("its exceptions are not [[exception]] sections; edit it by hand")]
+    Inline,
+    /// There is no such exception in it.
+    #[error("it has no exception of this name")]
+    Absent,
+}
+
+/// `text` with the exception behind those that it has.
+pub fn add(text: &str, new: &NewException) -> Result<String, EditError> {
+    let mut document = parse(text)?;
+    let mut table = Table::new();
+    table.insert("name", value(&new.name));
+    table.insert(
+        "source",
+        value(Value::from_iter(new.source.iter().map(ToString::to_string))),
+    );
+    if !new.users.is_empty() {
+        table.insert("user", value(Value::from_iter(&new.users)));
+    }
+    if let Some(server) = &new.server {
+        table.insert("server", value(server));
+    }
+    if let Some(begin) = &new.not_before {
+        table.insert("not_before", date(begin)?);
+    }
+    table.insert("expires", date(&new.expires)?);
+    table.insert("owner", value(&new.owner));
+    table.insert("reason", value(&new.reason));
+    let is_first = text.trim().is_empty();
+    table.decor_mut().set_prefix(if is_first {
+        format!("{HEAD}\n")
+    } else {
+        "\n".to_owned()
+    });
+    // Behind the last line of the file, comments too.
+    let trailing = document.trailing().as_str().unwrap_or_default().to_owned();
+    if !is_first && !trailing.is_empty() {
+        let end = if trailing.ends_with('\n') { "" } else { "\n" };
+        table.decor_mut().set_prefix(format!("{trailing}{end}\n"));
+        document.set_trailing("");
+    }
+    // Behind all other sections, wherever the exceptions of this file stand.
+    table.set_position(Some(isize::MAX));
+    let sections = document
+        .entry("exception")
+        .or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
+    sections
+        .as_array_of_tables_mut()
+        .ok_or(EditError::Inline)?
+        .push(table);
+    Ok(document.to_string())
+}
+
+/// `text` without the exception `name` and the comment lines right above it.
+pub fn remove(text: &str, name: &str) -> Result<String, EditError> {
+    let mut document = parse(text)?;
+    let sections = document
+        .get_mut("exception")
+        .ok_or(EditError::Absent)?
+        .as_array_of_tables_mut()
+        .ok_or(EditError::Inline)?;
+    let is_named = |table: &Table| table.get("name").and_then(Item::as_str) == Some(name);
+    let at = sections
+        .iter()
+        .position(is_named)
+        .ok_or(EditError::Absent)?;
+    let prefix = sections.get(at).and_then(|table| table.decor().prefix());
+    let prefix = prefix
+        .and_then(|prefix| prefix.as_str())
+        .unwrap_or_default();
+    let kept = not_about_it(prefix).to_owned();
+    sections.remove(at);
+    if let Some(next) = sections.get_mut(at) {
+        let own = next.decor().prefix().and_then(|prefix| prefix.as_str());
+        let own = own.unwrap_or_default().to_owned();
+        next.decor_mut().set_prefix(joined(&kept, &own));
+    } else {
+        let own = document.trailing().as_str().unwrap_or_default().to_owned();
+        document.set_trailing(joined(&kept, &own));
+    }
+    Ok(document.to_string())
+}
+
+/// What of the lines above a section is not about it: all up to the last empty line.
+fn not_about_it(prefix: &str) -> &str {
+    let mut end = 0;
+    let mut at = 0;
+    for line in prefix.split_inclusive('\n') {
+        at += line.len();
+        if line.trim().is_empty() && line.ends_with('\n') {
+            end = at;
+        }
+    }
+    prefix.get(..end).unwrap_or_default()
+}
+
+/// Two runs of lines; of the empty ones between them, those of the first are enough.
+fn joined(first: &str, second: &str) -> String {
+    let second = if first.trim().is_empty() || second.trim().is_empty() {
+        second
+    } else {
+        second.trim_start_matches(['\r', '\n'])
+    };
+    if first.trim().is_empty() {
+        return second.to_owned();
+    }
+    format!("{first}{second}")
+}
+
+fn parse(text: &str) -> Result<DocumentMut, EditError> {
+    text.parse()
+        .map_err(|error: toml_edit::TomlError| EditError::Syntax(error.to_string()))
+}
+
+fn date(text: &str) -> Result<Item, EditError> {
+    if text == NEVER {
+        return Ok(value(NEVER));
+    }
+    let date: toml_edit::Datetime = text
+        .parse()
+        .map_err(|error: toml_edit::DatetimeParseError| EditError::Syntax(error.to_string()))?;
+    Ok(value(date))
+}
+
+const NEVER: &str = "never";
+
+/// Takes a network as the file does.
+pub fn source(text: &str) -> Result<IpNet, String> {
+    network(text).map_err(|bad| {
+        let label = bad.label();
+        let why = if label.is_empty() {
+            bad.title(text)
+        } else {
+            label
+        };
+        format!("{why}: {}", bad.help())
+    })
+}
+
+/// Takes an end as the file does: a date, a date-time or `never`.
+pub fn end(text: &str) -> Result<String, String> {
+    const HELP: &str = "write a date as 2027-03-31, a time as 2027-03-31T12:00:00Z, or never";
+    if text == NEVER {
+        return Ok(NEVER.to_owned());
+    }
+    let date = text.parse().map_err(|_| HELP.to_owned())?;
+    end_of(&date).map(|_| text.to_owned())
+}
+
+/// Takes a beginning as the file does.
+pub fn begin(text: &str) -> Result<String, String> {
+    const HELP: &str = "write a date as 2027-01-31, or a time as 2027-01-31T12:00:00Z";
+    let date = text.parse().map_err(|_| HELP.to_owned())?;
+    begin_of(&date).map(|_| text.to_owned())
+}
+
+/// Takes a length of time: `14d`, `2w`, `12h`, `1mo`.
+pub fn length(text: &str) -> Result<Span, String> {
+    let help = "write a length of time, such as 14d, 2w or 12h";
+    let span: Span = text.parse().map_err(|error| format!("{help} ({error})"))?;
+    if span.is_positive() {
+        Ok(span)
+    } else {
+        Err(format!("{help}, more than nothing"))
+    }
+}
+
+/// The instant `span` behind `now`.
+pub fn after(now: Timestamp, span: Span) -> Result<Timestamp, String> {
+    now.to_zoned(TimeZone::UTC)
+        .checked_add(span)
+        .map(|later| later.timestamp())
+        .map_err(|error| format!("this length of time cannot be used: {error}"))
+}
+
+/// An end that is `span` behind `now`, to the second.
+pub fn end_in(now: Timestamp, span: Span) -> Result<String, String> {
+    let end = after(now, span)?
+        .round(Unit::Second)
+        .map_err(|error| error.to_string())?;
+    Ok(end.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(name: &str) -> NewException {
+        NewException {
+            name: name.to_owned(),
+            source: vec!["10.3.0.0/16".parse().unwrap()],
+            users: vec!["etl".to_owned()],
+            server: None,
+            not_before: Some("2027-01-01".to_owned()),
+            expires: "2027-03-31".to_owned(),
+            owner: "dba@example.com".to_owned(),
+            reason: "DB-812".to_owned(),
+        }
+    }
+
+    const HAND_MADE: &str = "\
+# The head of this file.
+
+# About a.
+[[exception]] # beside the header
+name = \"a\" # beside a key
+source = [
+  # in a list
+  \"10.0.0.0/8\",
+]
+expires = \"never\"
+owner = \"o\"
+reason = \"r\"
+# at the end of a
+
+# About neither.
+
+# About b.
+[[exception]]
+name   = 'b'
+source = [\"10.1.0.0/16\"]
+expires = 2027-01-01 # soon
+owner = \"o\"
+reason = \"r\"
+
+[audit]
+# where it goes
+path = \"-\"
+
+# The end.
+";
+
+    #[test]
+    fn a_new_file_says_what_it_is() {
+        let text = add("", &new("a")).unwrap();
+        assert_eq!(
+            text,
+            "# Exceptions made by `musttls except add`. They may be changed by hand, too.\n\
+             \n[[exception]]\nname = \"a\"\nsource = [\"10.3.0.0/16\"]\nuser = [\"etl\"]\n\
+             not_before = 2027-01-01\nexpires = 2027-03-31\nowner = \"dba@example.com\"\nreason = \"DB-812\"\n"
+        );
+        let both = add(&text, &new("b")).unwrap();
+        assert_eq!(
+            both.strip_prefix(&text).unwrap().lines().nth(2),
+            Some("name = \"b\"")
+        );
+        assert_eq!(remove(&both, "b").unwrap(), text);
+        let neither = remove(&remove(&both, "a").unwrap(), "b").unwrap();
+        assert!(neither.starts_with(HEAD), "{neither}");
+    }
+
+    #[test]
+    fn an_addition_changes_nothing_that_is_there() {
+        for text in [
+            HAND_MADE,
+            HAND_MADE.trim_end(),
+            "# only a comment",
+            "mode = \"enforce\"\n",
+        ] {
+            let added = add(text, &new("c")).unwrap();
+            assert!(added.starts_with(text), "{added}");
+            let behind = added.strip_prefix(text).unwrap();
+            assert!(
+                behind
+                    .trim_start()
+                    .starts_with("[[exception]]\nname = \"c\""),
+                "{added}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_removal_takes_the_section_and_the_comment_right_above_it() {
+        let text = remove(HAND_MADE, "a").unwrap();
+        for gone in ["About a.", "name = \"a\"", "beside", "in a list"] {
+            assert!(!text.contains(gone), "{gone} in\n{text}");
+        }
+        let kept = [
+            "# The head of this file.",
+            "# About neither.",
+            "# About b.",
+            "[audit]",
+            "# The end.",
+        ];
+        let places: Vec<_> = kept
+            .iter()
+            .map(|kept| text.find(kept).expect(kept))
+            .collect();
+        assert!(places.is_sorted(), "{text}");
+        assert!(text.contains("name   = 'b'"), "{text}");
+
+        let text = remove(HAND_MADE, "b").unwrap();
+        assert!(
+            !text.contains("About b.") && !text.contains("'b'"),
+            "{text}"
+        );
+        for kept in [
+            "The head of",
+            "About a.",
+            "beside a key",
+            "in a list",
+            "About neither",
+            "where it goes",
+            "The end.",
+        ] {
+            assert!(text.contains(kept), "{kept} not in\n{text}");
+        }
+        assert_eq!(remove(&text, "b"), Err(EditError::Absent));
+    }
+
+    #[test]
+    fn what_is_not_edited_is_told() {
+        let inline = "exception = [{ name = \"a\" }]\n";
+        assert_eq!(add(inline, &new("b")), Err(EditError::Inline));
+        assert_eq!(remove(inline, "a"), Err(EditError::Inline));
+        assert!(matches!(
+            add("a = = 1", &new("b")),
+            Err(EditError::Syntax(_))
+        ));
+        assert_eq!(remove("", "a"), Err(EditError::Absent));
+    }
+
+    #[test]
+    fn text_that_would_break_out_of_its_string_does_not() {
+        let mut odd = new("a");
+        odd.reason = "\"\"\"'''\\ \u{1b}[2J\n[[exception]]\nname = \"b\"".to_owned();
+        let text = add("", &odd).unwrap();
+        let document: DocumentMut = text.parse().unwrap();
+        let all = document
+            .get("exception")
+            .and_then(Item::as_array_of_tables)
+            .unwrap();
+        assert_eq!(all.len(), 1, "{text}");
+        let reason = all
+            .get(0)
+            .and_then(|one| one.get("reason"))
+            .and_then(Item::as_str);
+        assert_eq!(reason, Some(odd.reason.as_str()));
+    }
+
+    #[test]
+    fn words_of_the_command_line_are_those_of_the_file() {
+        assert_eq!(end("2027-03-31").as_deref(), Ok("2027-03-31"));
+        assert_eq!(end("never").as_deref(), Ok("never"));
+        assert_eq!(
+            end("2027-03-31T12:00:00+02:00").as_deref(),
+            Ok("2027-03-31T12:00:00+02:00")
+        );
+        for bad in ["2027-13-01", "soon", "2027-03-31T12:00:00", "12:00:00", ""] {
+            assert!(end(bad).is_err(), "{bad}");
+            assert!(begin(bad).is_err(), "{bad}");
+        }
+        assert!(begin("never").is_err());
+        let now: Timestamp = "2026-11-22T12:00:00.25Z".parse().unwrap();
+        for (text, end) in [
+            ("14d", "2026-12-06T12:00:00Z"),
+            ("2w", "2026-12-06T12:00:00Z"),
+            ("90m", "2026-11-22T13:30:00Z"),
+            ("1mo", "2026-12-22T12:00:00Z"),
+        ] {
+            let span = length(text).unwrap();
+            assert_eq!(end_in(now, span).unwrap(), end, "{text}");
+        }
+        for bad in ["14", "-14d", "0d", "soon", ""] {
+            assert!(length(bad).is_err(), "{bad}");
+        }
+        assert!(end_in(now, length("9000y").unwrap()).is_err());
+        assert_eq!(source("10.3.0.0/16").unwrap().to_string(), "10.3.0.0/16");
+        assert!(source("10.3.0.1").unwrap_err().contains("10.3.0.1/32"));
+        assert!(source("10.3.0.1/16").unwrap_err().contains("10.3.0.0/16"));
+    }
+}
