@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
+use jiff::Span;
 
 use crate::config;
 
 /// Makes MySQL and MariaDB servers refuse plaintext TCP logins, from outside the server.
-#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(
     name = "musttls",
     version,
@@ -21,7 +23,7 @@ pub struct Cli {
 }
 
 /// What to do.
-#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Run the agent in the foreground
     Run {
@@ -64,11 +66,20 @@ pub enum Command {
     },
     /// Take off a gate that stays on without an agent; stop the agent first
     Disarm,
-    /// Work with configuration files
+    /// Check or show the configuration
     Config {
         /// What to do with it.
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// Exceptions: let plaintext clients in for a time, take that back, see which end soon
+    Except {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: ExceptCommand,
+        /// Main configuration file; `conf.d` is beside it
+        #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
     },
     /// Make the running agent read its configuration again; a bad file changes nothing
     Reload {
@@ -78,15 +89,118 @@ pub enum Command {
     },
 }
 
-/// What to do with a configuration file.
+/// What to do with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum ConfigCommand {
-    /// Check a file, without any effect on the running agent
+    /// Check a file and the layers that belong to it, without any effect on the running agent
     Check {
-        /// Configuration file
+        /// Main configuration file
         #[arg(value_name = "FILE", default_value = config::DEFAULT_PATH)]
         file: PathBuf,
     },
+    /// Show the configuration in full, as its layers and the defaults make it
+    #[command(after_help = CONFIG_SHOW_EXAMPLES)]
+    Show {
+        /// Main configuration file
+        #[arg(value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        file: PathBuf,
+        /// Tell the file and line of each value, or that it is a default
+        #[arg(long)]
+        origin: bool,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+const CONFIG_SHOW_EXAMPLES: &str = "\
+Examples:
+  musttls config show --origin                  # which file says what
+  musttls config show --json | jq '.exception'";
+
+/// What to do with exceptions.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ExceptCommand {
+    /// Add an exception to conf.d/50-exceptions.toml and have the running agent apply it
+    #[command(after_help = EXCEPT_ADD_EXAMPLES)]
+    Add(Box<ExceptAdd>),
+    /// Remove exceptions from the files they are in and have the running agent apply that
+    #[command(after_help = "Example:\n  musttls except rm legacy-etl")]
+    Rm {
+        /// Names of exceptions
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+    /// List the exceptions of the files, with where they stand
+    #[command(
+        after_help = "Example:\n  musttls except list --json | jq -r '.[] | select(.expires == \"never\") | .name'"
+    )]
+    List {
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the exceptions that end soon or have ended; exit 1 if there are any
+    #[command(
+        after_help = "Example:\n  musttls except expiring --within 30d || mail -s 'exceptions end' dba@example.com"
+    )]
+    Expiring {
+        /// How soon
+        #[arg(long, value_name = "TIME", default_value = "14d", value_parser = config::edit::length, allow_hyphen_values = true)]
+        within: Span,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+const EXCEPT_ADD_EXAMPLES: &str = "\
+Examples:
+  musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl --for 14d \\
+      --owner dba@example.com --reason 'MySQL 5.6 client, migration DB-812'
+  musttls except add --name audit --server orders --source 10.9.8.7/32 2001:db8::7/128 \\
+      --not-before 2027-03-01 --expires 2027-03-31 --owner audit@example.com --reason 'yearly audit'";
+
+/// A new exception.
+#[derive(Clone, Debug, Args)]
+pub struct ExceptAdd {
+    /// Its name in records and metrics
+    #[arg(long)]
+    pub name: String,
+    /// Networks of the clients
+    #[arg(long, value_name = "NET", required = true, num_args = 1.., value_parser = config::edit::source)]
+    pub source: Vec<IpNet>,
+    /// Users; without it any user
+    #[arg(long, value_name = "USER", num_args = 1..)]
+    pub user: Vec<String>,
+    /// Name of a [[server]]; without it any server
+    #[arg(long)]
+    pub server: Option<String>,
+    /// When it begins: a date (UTC) or a time with its offset; without it at once
+    #[arg(long, value_name = "TIME", value_parser = config::edit::begin)]
+    pub not_before: Option<String>,
+    /// When it ends: a date (through that day, UTC), a time with its offset, or never
+    #[arg(long, value_name = "TIME", value_parser = config::edit::end, required_unless_present = "length")]
+    pub expires: Option<String>,
+    /// How long it holds from now on, or from its beginning: 14d, 12h, 1mo
+    #[arg(
+        long = "for",
+        id = "length",
+        value_name = "TIME",
+        value_parser = config::edit::length,
+        allow_hyphen_values = true,
+        conflicts_with = "expires"
+    )]
+    pub length: Option<Span>,
+    /// Who answers for it
+    #[arg(long)]
+    pub owner: String,
+    /// Why it exists
+    #[arg(long)]
+    pub reason: String,
+    /// Let the networks be all addresses of IPv4 or of IPv6
+    #[arg(long)]
+    pub everyone: bool,
 }
 
 /// How data is shown.
@@ -172,11 +286,43 @@ mod tests {
             "musttls config check f.toml",
             "musttls reload --socket /s",
             "musttls kill-plaintext --execute --json --socket /s",
+            "musttls config show f.toml --origin --json",
+            "musttls except add --name n --source 10.0.0.0/8 ::1/128 --user a b --expires never --owner o --reason r",
+            "musttls except rm a b --config f.toml",
+            "musttls except --config f.toml list --json",
+            "musttls except expiring --within 30d --json",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
-        assert_eq!(parse("musttls --version"), Err(ErrorKind::DisplayVersion));
-        assert_eq!(parse("musttls enforce"), Err(ErrorKind::InvalidSubcommand));
+        for (line, kind) in [
+            ("musttls --version", ErrorKind::DisplayVersion),
+            ("musttls enforce", ErrorKind::InvalidSubcommand),
+        ] {
+            assert_eq!(parse(line).err(), Some(kind), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_exception_has_a_name_a_source_one_end_an_owner_and_a_reason() {
+        let whole =
+            "musttls except add --name n --source 10.0.0.0/8 --for 14d --owner o --reason r";
+        assert!(parse(whole).is_ok());
+        for part in [
+            "--name n ",
+            "--source 10.0.0.0/8 ",
+            "--for 14d ",
+            "--owner o ",
+            " --reason r",
+        ] {
+            let kind = parse(&whole.replace(part, "")).err();
+            assert_eq!(kind, Some(ErrorKind::MissingRequiredArgument), "{part}");
+        }
+        let both = format!("{whole} --expires never");
+        assert_eq!(parse(&both).err(), Some(ErrorKind::ArgumentConflict));
+        for (good, bad) in [("10.0.0.0/8", "10.0.0.1/8"), ("14d", "-14d")] {
+            let kind = parse(&whole.replace(good, bad)).err();
+            assert_eq!(kind, Some(ErrorKind::ValueValidation), "{bad}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::console::{complain, print, print_json};
 use crate::control::{self, Answer, NotRunning};
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
-use crate::{clock, daemon, doctor, scan};
+use crate::{clock, daemon, doctor, except, scan};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -51,6 +51,15 @@ pub fn run(command: Command) -> Result<Exit> {
         Command::Config {
             command: ConfigCommand::Check { file },
         } => check(&file),
+        Command::Config {
+            command:
+                ConfigCommand::Show {
+                    file,
+                    origin,
+                    output,
+                },
+        } => show(&file, origin, output.json),
+        Command::Except { command, config } => except::run(&config, command),
         Command::Reload { control } => reload(&control.socket),
         Command::KillPlaintext {
             execute,
@@ -95,6 +104,20 @@ fn check(file: &Path) -> Result<Exit> {
         config.servers.len(),
         config.exceptions.len()
     ))?;
+    Ok(Exit::Ok)
+}
+
+fn show(file: &Path, origin: bool, json: bool) -> Result<Exit> {
+    let loaded = Config::load(file, clock::wall(), PastDates::Warn)?;
+    for warning in &loaded.warnings {
+        complain(&format!("warning: {warning}"));
+    }
+    let effective = loaded.effective(origin);
+    if json {
+        print_json(&effective.json())?;
+    } else {
+        print(&effective.to_string())?;
+    }
     Ok(Exit::Ok)
 }
 

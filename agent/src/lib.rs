@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod doctor;
 pub mod error;
+pub mod except;
 pub mod login;
 pub mod metrics;
 pub mod older;

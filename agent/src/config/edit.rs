@@ -194,6 +194,12 @@ pub fn begin(text: &str) -> Result<String, String> {
     begin_of(&date).map(|_| text.to_owned())
 }
 
+/// The instant of a beginning that [`begin`] has taken.
+pub fn instant_of_begin(text: &str) -> Result<Timestamp, String> {
+    let date = text.parse().map_err(|_| format!("`{text}` is no date"))?;
+    begin_of(&date)
+}
+
 /// Takes a length of time: `14d`, `2w`, `12h`, `1mo`.
 pub fn length(text: &str) -> Result<Span, String> {
     let help = "write a length of time, such as 14d, 2w or 12h";

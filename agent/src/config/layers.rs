@@ -104,7 +104,8 @@ impl Layers {
     }
 
     /// The same with `text` in the file at `path`, which is one of them or one of [`DROP_INS`].
-    pub(super) fn with(self, path: &Path, text: String) -> Self {
+    #[must_use]
+    pub fn with(self, path: &Path, text: String) -> Self {
         let mut files = self.files;
         if let Some(layer) = files.iter_mut().find(|layer| layer.path == path) {
             layer.text = text;
@@ -598,7 +599,7 @@ mod tests {
             names(&again),
             ["musttls.toml", "10.toml", "50.toml", "90.toml"]
         );
-        let loaded = Config::of(again, Timestamp::UNIX_EPOCH, PastDates::Warn).unwrap();
+        let loaded = Config::check(again, Timestamp::UNIX_EPOCH, PastDates::Warn).unwrap();
         let names: Vec<_> = loaded
             .config
             .exceptions

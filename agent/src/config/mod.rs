@@ -257,7 +257,7 @@ impl Config {
     /// Reads and checks the file at `path` and the layers that belong to it; exceptions are held against `now`.
     pub fn load(path: &Path, now: Timestamp, past: PastDates) -> Result<Loaded, ConfigError> {
         let (layers, warnings) = Layers::read(path)?;
-        let mut loaded = Self::of(layers, now, past)?;
+        let mut loaded = Self::check(layers, now, past)?;
         loaded.warnings.extend(warnings);
         Ok(loaded)
     }
@@ -269,7 +269,7 @@ impl Config {
         now: Timestamp,
         past: PastDates,
     ) -> Result<Loaded, ConfigError> {
-        Self::of(Layers::single(path, text), now, past)
+        Self::check(Layers::single(path, text), now, past)
     }
 
     /// Checks what [`Layers::keep`] has made; `path` only stands in messages.
@@ -279,11 +279,11 @@ impl Config {
         now: Timestamp,
         past: PastDates,
     ) -> Result<Loaded, ConfigError> {
-        Self::of(Layers::kept(path, text), now, past)
+        Self::check(Layers::kept(path, text), now, past)
     }
 
-    /// Checks the layers.
-    fn of(layers: Layers, now: Timestamp, past: PastDates) -> Result<Loaded, ConfigError> {
+    /// Checks the layers; see [`Layers::with`].
+    pub fn check(layers: Layers, now: Timestamp, past: PastDates) -> Result<Loaded, ConfigError> {
         let mut problems = report::Problems::default();
         let decoded = decode::decode(&layers, now, past, &mut problems);
         problems.finish(&layers)?;

@@ -1,0 +1,357 @@
+//! `musttls except`: exceptions are added to the files and removed from them, and the running agent applies that.
+//!
+//! A change is either in the files and in force, or nothing has happened: it is checked as a whole before a file is touched, and
+//! put back if the running agent does not take it. Where no agent runs, it holds from the next start on.
+
+mod store;
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use ipnet::IpNet;
+use jiff::{Span, Timestamp};
+use serde::Serialize;
+
+use crate::cli::{ExceptAdd, ExceptCommand, Exit};
+use crate::clock;
+use crate::config::edit::{self, EditError, NewException};
+use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins};
+use crate::console::{complain, print, print_json};
+use crate::control::{self, Answer, NotRunning};
+use crate::error::Failed;
+use crate::login::printable;
+use store::{Change, Changed, Lock};
+
+/// The file that new exceptions go to, in the directory of those laid over the main file.
+const FILE: &str = "50-exceptions.toml";
+
+/// Carries out a command on the configuration whose main file is `main`.
+pub fn run(main: &Path, command: ExceptCommand) -> Result<Exit> {
+    match command {
+        ExceptCommand::Add(new) => add(main, *new),
+        ExceptCommand::Rm { names } => remove(main, &names),
+        ExceptCommand::List { output } => {
+            let entries = entries(main, clock::wall())?;
+            show(&entries, output.json, "there are no exceptions")?;
+            Ok(Exit::Ok)
+        }
+        ExceptCommand::Expiring { within, output } => expiring(main, within, output.json),
+    }
+}
+
+fn add(main: &Path, new: ExceptAdd) -> Result<Exit> {
+    if !new.everyone
+        && let Some(all) = everyone(&new.source)
+    {
+        complain(&format!(
+            "error: the networks are all of {all}: everyone could log in in plaintext\n  help: name the networks of the clients, or say \
+             --everyone if that is meant"
+        ));
+        return Ok(Exit::Usage);
+    }
+    let now = clock::wall();
+    let new = exception(new, now)?;
+    let target = drop_ins(main).join(FILE);
+    let edit = |loaded: &Loaded| {
+        if let Some((_, origin)) = find(loaded, &new.name) {
+            bail!(
+                "there is an exception `{}` already, at {origin}\n  help: choose another name, or remove that one: musttls except rm",
+                new.name
+            );
+        }
+        let before = loaded.layers.files().find(|layer| layer.path() == target);
+        let before = before.map(|layer| layer.text().to_owned());
+        let after = edit::add(before.as_deref().unwrap_or_default(), &new)
+            .map_err(|error| not_edited(&target, &error))?;
+        Ok(vec![Change {
+            path: target.clone(),
+            before,
+            after,
+        }])
+    };
+    let done = format!("exception `{}` added to {}", new.name, target.display());
+    change(main, now, edit, &done)
+}
+
+fn remove(main: &Path, names: &[String]) -> Result<Exit> {
+    let edit = |loaded: &Loaded| {
+        let mut changes: Vec<Change> = Vec::new();
+        for name in names {
+            let Some((_, origin)) = find(loaded, name) else {
+                bail!(
+                    "there is no exception `{}` in the files\n  help: musttls except list shows them",
+                    printable(name.as_bytes()).0
+                );
+            };
+            let path = origin.path;
+            if !changes.iter().any(|change| change.path == path) {
+                let before = loaded.layers.files().find(|layer| layer.path() == path);
+                let before = before.map(|layer| layer.text().to_owned());
+                changes.push(Change {
+                    path: path.clone(),
+                    after: before.clone().unwrap_or_default(),
+                    before,
+                });
+            }
+            for change in changes.iter_mut().filter(|change| change.path == path) {
+                change.after =
+                    edit::remove(&change.after, name).map_err(|error| not_edited(&path, &error))?;
+            }
+        }
+        Ok(changes)
+    };
+    let done = format!("removed: {}", names.join(", "));
+    change(main, clock::wall(), edit, &done)
+}
+
+/// What is to be written for the words of the command line.
+fn exception(new: ExceptAdd, now: Timestamp) -> Result<NewException> {
+    let expires = match (new.expires, new.length) {
+        (Some(expires), _) => expires,
+        (None, Some(length)) => {
+            let begin = new.not_before.as_deref().map(edit::instant_of_begin);
+            let begin = begin.transpose().map_err(|error| anyhow!("{error}"))?;
+            edit::end_in(begin.unwrap_or(now), length).map_err(|error| anyhow!("--for: {error}"))?
+        }
+        (None, None) => bail!("neither --expires nor --for says when it ends"),
+    };
+    Ok(NewException {
+        name: new.name,
+        source: new.source,
+        users: new.user,
+        server: new.server,
+        not_before: new.not_before,
+        expires,
+        owner: new.owner,
+        reason: new.reason,
+    })
+}
+
+/// The family of addresses of which the networks leave none out.
+fn everyone(source: &[IpNet]) -> Option<&'static str> {
+    IpNet::aggregate(&source.to_vec())
+        .into_iter()
+        .find(|network| network.prefix_len() == 0)
+        .map(|network| match network {
+            IpNet::V4(_) => "IPv4",
+            IpNet::V6(_) => "IPv6",
+        })
+}
+
+fn find<'l>(loaded: &'l Loaded, name: &str) -> Option<(&'l Exception, Origin)> {
+    loaded.exceptions().find(|(one, _)| one.name == name)
+}
+
+fn not_edited(path: &Path, error: &EditError) -> anyhow::Error {
+    anyhow!("cannot edit {}: {error}", path.display())
+}
+
+/// Changes the files and has the running agent apply that; `done` says what was done.
+fn change(
+    main: &Path,
+    now: Timestamp,
+    edit: impl FnOnce(&Loaded) -> Result<Vec<Change>>,
+    done: &str,
+) -> Result<Exit> {
+    let _lock = Lock::take(&drop_ins(main))?;
+    let loaded = Config::load(main, now, PastDates::Warn)?;
+    let changes = edit(&loaded)?;
+    let control = loaded.config.control.clone();
+    let layers = changes.iter().fold(loaded.layers, |layers, change| {
+        layers.with(&change.path, change.after.clone())
+    });
+    // With `changes` in it the report points at lines that are not in the file yet; it shows them.
+    let checked = Config::check(layers, now, PastDates::Refuse)?;
+    let changed = Changed::make(changes)?;
+    match apply(&control) {
+        Applied::Yes(version, warnings) => {
+            for warning in warnings {
+                complain(&format!("warning: {warning}"));
+            }
+            print(&format!("{done}; policy version {version} is in force\n"))?;
+            Ok(Exit::Ok)
+        }
+        Applied::NoAgent(why) => {
+            for warning in checked.warnings {
+                complain(&format!("warning: {warning}"));
+            }
+            complain(&format!("note: {why}"));
+            print(&format!("{done}; it holds when an agent is started\n"))?;
+            Ok(Exit::Ok)
+        }
+        Applied::No(error) => {
+            changed.undo()?;
+            // What it has refused is no more: its status is not to say so on.
+            if let Applied::No(error) = apply(&control) {
+                complain(&error);
+            }
+            complain(&error);
+            complain(
+                "The running agent did not take it: the files are as they were, and the old policy stays in force.",
+            );
+            Ok(Exit::Config)
+        }
+        Applied::Unknown(error) => Err(error).with_context(|| {
+            Failed::new(
+                format!("{done}; but whether the running agent applies it is not known"),
+                "musttls reload says so; musttls except list shows what is in the files",
+            )
+        }),
+    }
+}
+
+/// What the agent made of it.
+enum Applied {
+    /// It is in force, with this version.
+    Yes(u32, Vec<String>),
+    /// No agent runs.
+    NoAgent(String),
+    /// The agent refused.
+    No(String),
+    /// It could not be asked, or did not answer.
+    Unknown(anyhow::Error),
+}
+
+fn apply(control: &Path) -> Applied {
+    match control::ask(control, control::Command::Reload) {
+        Ok(Answer::Reloaded {
+            policy_version,
+            warnings,
+        }) => Applied::Yes(policy_version, warnings),
+        Ok(Answer::Rejected { error } | Answer::Error { error }) => Applied::No(error),
+        Ok(other) => Applied::Unknown(anyhow!("the agent answered {other:?} to a reload")),
+        Err(error) if error.is::<NotRunning>() => {
+            Applied::NoAgent(format!("no agent answers at {}", control.display()))
+        }
+        Err(error) => Applied::Unknown(error),
+    }
+}
+
+fn expiring(main: &Path, within: Span, json: bool) -> Result<Exit> {
+    let now = clock::wall();
+    let until = edit::after(now, within).map_err(|error| anyhow!("--within: {error}"))?;
+    let mut entries = entries(main, now)?;
+    entries.retain(|entry| entry.end.is_some_and(|end| end <= until));
+    entries.sort_by_key(|entry| entry.end);
+    show(
+        &entries,
+        json,
+        &format!("no exception ends before {until:.0}"),
+    )?;
+    Ok(if entries.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Finding
+    })
+}
+
+/// An exception of the files.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Entry {
+    name: String,
+    /// `in-force`, `not-yet` or `ended`, by the clock of this host.
+    state: &'static str,
+    source: Vec<String>,
+    /// Empty for any.
+    user: Vec<String>,
+    server: Option<String>,
+    not_before: Option<String>,
+    /// The first instant at which it does not hold, or `never`.
+    expires: String,
+    owner: String,
+    reason: String,
+    file: String,
+    line: usize,
+    #[serde(skip)]
+    end: Option<Timestamp>,
+}
+
+fn entries(main: &Path, now: Timestamp) -> Result<Vec<Entry>> {
+    let loaded = Config::load(main, now, PastDates::Warn)?;
+    let entries = loaded.exceptions();
+    Ok(entries
+        .map(|(exception, origin)| Entry::of(exception, &origin, now))
+        .collect())
+}
+
+impl Entry {
+    fn of(exception: &Exception, origin: &Origin, now: Timestamp) -> Self {
+        let end = match exception.expires {
+            Expiry::At(end) => Some(end),
+            Expiry::Never => None,
+        };
+        Self {
+            name: exception.name.clone(),
+            state: if exception.holds(now) {
+                "in-force"
+            } else if exception.expires.holds(now) {
+                "not-yet"
+            } else {
+                "ended"
+            },
+            source: exception.source.iter().map(ToString::to_string).collect(),
+            user: exception.users.clone(),
+            server: exception.server.clone(),
+            not_before: exception.not_before.map(|begin| begin.to_string()),
+            expires: end.map_or_else(|| "never".to_owned(), |end| end.to_string()),
+            owner: exception.owner.clone(),
+            reason: exception.reason.clone(),
+            file: origin.path.display().to_string(),
+            line: origin.line,
+            end,
+        }
+    }
+}
+
+/// Most networks or users of an exception that are shown to a person.
+const SHOWN: usize = 8;
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |text: &str| printable(text.as_bytes()).0;
+        write!(f, "{}  ", plain(&self.name))?;
+        match (self.state, &self.not_before) {
+            ("not-yet", Some(begin)) => write!(f, "begins {begin}, ")?,
+            ("ended", _) => write!(f, "ENDED, ")?,
+            _ => {}
+        }
+        match self.expires.as_str() {
+            "never" => f.write_str("never ends")?,
+            end => write!(f, "ends {end}")?,
+        }
+        write!(f, "\n    from {}", some(&self.source))?;
+        if !self.user.is_empty() {
+            let users: Vec<_> = self.user.iter().map(|user| plain(user)).collect();
+            write!(f, ", user {}", some(&users))?;
+        }
+        if let Some(server) = &self.server {
+            write!(f, ", server {}", plain(server))?;
+        }
+        write!(f, "\n    {}: {}", plain(&self.owner), plain(&self.reason))?;
+        write!(f, "\n    {}:{}", self.file, self.line)
+    }
+}
+
+/// A list, of which only the first are told where it is long.
+fn some(all: &[String]) -> String {
+    let shown: Vec<_> = all.iter().take(SHOWN).map(String::as_str).collect();
+    match all.len().saturating_sub(SHOWN) {
+        0 => shown.join(" "),
+        more => format!("{} and {more} more", shown.join(" ")),
+    }
+}
+
+fn show(entries: &[Entry], json: bool, none: &str) -> Result<()> {
+    if json {
+        return print_json(&entries);
+    }
+    if entries.is_empty() {
+        return print(&format!("{none}\n"));
+    }
+    let text: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
+    print(&text)
+}
+
+#[cfg(test)]
+mod tests;
