@@ -159,7 +159,7 @@ impl Home {
     fn with_options<'a>(&self, command: &'a mut Command, args: &[&str]) -> &'a mut Command {
         command.args(args);
         match args.first() {
-            Some(&"run") => command.arg("--config").arg(self.config()),
+            Some(&("run" | "except")) => command.arg("--config").arg(self.config()),
             Some(&("status" | "reload" | "kill-plaintext")) => {
                 command.arg("--socket").arg(self.control())
             }

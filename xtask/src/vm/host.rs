@@ -54,6 +54,7 @@ const FULL: &[&str] = &[
     "evasion",
     "evasion_random",
     "evasion_tcp",
+    "except",
     "faults",
     "floor",
     "health",
