@@ -15,7 +15,7 @@ pub mod sink;
 
 use std::time::Instant;
 
-use record::{Gap, GateFault, Identity, Loss, Session};
+use record::{Gap, GateFault, Identity, Loss, ModeChange, Session};
 use sink::{AuditSink, SinkError, Stats};
 
 /// Numbers the records of this process and writes them.
@@ -63,6 +63,13 @@ impl AuditLog {
     pub fn gate_fault(&mut self, fault: &GateFault<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(fault.time_ms, now, |identity, sequence| {
             record::gate_fault(identity, fault, sequence)
+        })
+    }
+
+    /// Writes that another mode came into force.
+    pub fn mode_change(&mut self, change: &ModeChange<'_>, now: Instant) -> Result<(), SinkError> {
+        self.number(change.time_ms, now, |identity, sequence| {
+            record::mode_change(identity, change, sequence)
         })
     }
 

@@ -100,7 +100,7 @@ fn check(file: &Path) -> Result<Exit> {
     print(&format!(
         "{}: good: {}, {} servers with settings of their own, {} exceptions\n",
         file.display(),
-        config.mode.as_str(),
+        config.mode_of(0).as_str(),
         config.servers.len(),
         config.exceptions.len()
     ))?;
@@ -172,7 +172,9 @@ fn kill_plaintext(socket: &Path, execute: bool, json: bool) -> Result<Exit> {
         return Ok(exit);
     }
     if sessions.is_empty() {
-        print("no session older than the gate or its enforcement is in the clear, as far as is known\n")?;
+        print(
+            "no session older than the gate or its enforcement is in the clear, as far as is known\n",
+        )?;
     }
     for session in &sessions {
         let is_due = session.certainty.as_deref() == Some("certain") && session.exception.is_none();

@@ -49,21 +49,27 @@ pub struct Tables {
 /// Compiles `config`.
 ///
 /// `now` and `boottime_now_ns` (`CLOCK_BOOTTIME`) are the same instant on two clocks. The kernel
-/// compares ends with the second, so a step of the wall clock moves them until the next compilation. It knows no
-/// beginnings: when an exception begins, the policy is to be compiled anew.
+/// compares beginnings and ends with the second, so a step of the wall clock moves them until the next compilation.
 #[must_use]
 pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u64) -> Tables {
+    let clocks = Clocks {
+        now,
+        boottime_now_ns,
+    };
     let live = || {
         config
             .exceptions
             .iter()
             .enumerate()
-            .filter(|(_, exception)| exception.holds(now))
+            .filter(|(_, exception)| exception.expires.holds(now))
     };
     let any_user = set_of(live().filter(|(_, exception)| exception.users.is_empty()));
     let users = users(live(), &any_user);
     let servers = (0..MAX_SERVERS)
-        .map(|index| server(config, u16::try_from(index).unwrap_or(0), live()))
+        .map(|index| {
+            let index = u16::try_from(index).unwrap_or(0);
+            server(config, index, live(), clocks)
+        })
         .collect();
     let root = PolicyRoot {
         any_user,
@@ -76,7 +82,13 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
         .exceptions
         .iter()
         .map(|exception| RuleTimes {
-            expires_ns: expires_ns(exception.expires, now, boottime_now_ns),
+            begins_ns: exception
+                .not_before
+                .map_or(0, |begin| clocks.boottime_ns(begin)),
+            expires_ns: match exception.expires {
+                Expiry::Never => NEVER,
+                Expiry::At(end) => clocks.boottime_ns(end),
+            },
         })
         .collect();
     Tables {
@@ -121,7 +133,7 @@ impl Tables {
             usize::try_from(rule)
                 .ok()
                 .and_then(|rule| self.times.get(rule))
-                .is_some_and(|times| boottime_ns < times.expires_ns)
+                .is_some_and(|times| times.holds(boottime_ns))
         })
     }
 
@@ -155,6 +167,7 @@ fn server<'c>(
     config: &Config,
     index: u16,
     live: impl Iterator<Item = (usize, &'c Exception)>,
+    clocks: Clocks,
 ) -> ServerPolicy {
     // The default entry's name cannot be that of a server (`config` reserves it).
     let name = config.server_name(index);
@@ -165,13 +178,16 @@ fn server<'c>(
             .is_none_or(|server| server == name)
     };
     let tls = config.tls_of(index);
+    let (mode, end) = config.timed_mode_of(index);
     ServerPolicy {
         exceptions: set_of(live.filter(|(_, exception)| applies(exception))),
-        mode: config.mode_of(index) as u8,
+        mode_until_ns: end.map_or(NEVER, |end| clocks.boottime_ns(end.at)),
+        mode: mode as u8,
+        mode_then: end.map_or(mode, |end| end.then) as u8,
         refuses_older: u8::from(config.existing == Existing::RefusePlaintext),
         floor: tls.require.version(),
+        _pad: 0,
         observed_floor: tls.observe.map_or(0, Floor::version),
-        _pad2: 0,
     }
 }
 
@@ -267,26 +283,32 @@ const fn truncate(address: u128, bits: u32) -> u128 {
     }
 }
 
-fn expires_ns(expires: Expiry, now: Timestamp, boottime_now_ns: u64) -> u64 {
-    match expires {
-        Expiry::Never => NEVER,
-        Expiry::At(end) => {
-            let left = u128::try_from(end.as_nanosecond() - now.as_nanosecond()).unwrap_or(0);
-            if left == 0 {
-                return 0;
-            }
-            // 584 years: an end beyond them is not NEVER, but no machine is up that long.
-            u64::try_from(left).map_or(NEVER - 1, |left| {
-                boottime_now_ns.saturating_add(left).min(NEVER - 1)
-            })
+/// The same instant on two clocks.
+#[derive(Clone, Copy)]
+struct Clocks {
+    now: Timestamp,
+    /// `CLOCK_BOOTTIME`.
+    boottime_now_ns: u64,
+}
+
+impl Clocks {
+    /// An instant as the kernel compares it: 0 if it has come, and never [`NEVER`].
+    fn boottime_ns(self, at: Timestamp) -> u64 {
+        let left = u128::try_from(at.as_nanosecond() - self.now.as_nanosecond()).unwrap_or(0);
+        if left == 0 {
+            return 0;
         }
+        // 584 years: an instant beyond them is not NEVER, but no machine is up that long.
+        u64::try_from(left).map_or(NEVER - 1, |left| {
+            self.boottime_now_ns.saturating_add(left).min(NEVER - 1)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{OwnTls, ServerConfig};
+    use crate::config::{ModeEnd, OwnTls, ServerConfig};
     use jiff::SignedDuration;
     use musttls_common::verdict::Mode;
     use proptest::prelude::*;
@@ -327,6 +349,7 @@ mod tests {
             name: name.to_owned(),
             ports: vec![],
             mode,
+            mode_end: None,
             tls: OwnTls::default(),
             index,
         };
@@ -357,8 +380,7 @@ mod tests {
                     .is_none_or(|wanted| wanted == name)
                 && (exception.users.is_empty()
                     || user.is_some_and(|user| exception.users.iter().any(|named| named == user)))
-                && exception.holds(now())
-                && exception.expires.holds(at)
+                && exception.holds(at)
         });
         position.map(|position| u16::try_from(position).unwrap())
     }
@@ -390,7 +412,7 @@ mod tests {
             prop::collection::vec(network_around(), 1..4),
             prop::collection::vec(prop::sample::select(vec!["x", "y"]), 0..2),
             prop::option::of(prop::sample::select(vec!["a", "b"])),
-            prop::option::of(prop::sample::select(vec![-1i64, 0, 1])),
+            prop::option::of(prop::sample::select(vec![-1i64, 0, 10, 15])),
             prop::sample::select(vec![-1i64, 0, 10, 20, i64::MAX]),
         )
             .prop_map(|(source, users, server, ahead, left)| Exception {
@@ -546,16 +568,56 @@ mod tests {
         let tables = compile(&config(vec![ended]), 1, now(), BOOTTIME);
         assert!(tables.networks.is_empty() && tables.users.is_empty());
         assert_eq!(tables.root.names_users, 0);
-        assert_eq!(tables.times, [RuleTimes { expires_ns: 0 }]);
+        let never = RuleTimes {
+            begins_ns: 0,
+            expires_ns: 0,
+        };
+        assert_eq!(tables.times, [never]);
     }
 
     #[test]
-    fn ends_are_instants_of_the_boot_clock() {
-        let at = |text: &str| expires_ns(Expiry::At(text.parse().unwrap()), now(), 5);
+    fn modes_end_when_they_are_to() {
+        let mut config = config(vec![]);
+        config.mode = Mode::Enforce;
+        let end = |seconds, then| ModeEnd {
+            at: now() + SignedDuration::from_secs(seconds),
+            then,
+        };
+        config.mode_end = Some(end(60, Mode::Observe));
+        let mut server = config.servers[0].clone();
+        (server.mode, server.mode_end) = (Some(Mode::Observe), Some(end(30, Mode::Enforce)));
+        config.servers = vec![server];
+        let tables = compile(&config, 1, now(), BOOTTIME);
+        let modes = |seconds: u64| {
+            [0, 1].map(|index| tables.servers[index].mode(|| BOOTTIME + seconds * 1_000_000_000))
+        };
+        assert_eq!(modes(29), [Mode::Enforce, Mode::Observe]);
+        assert_eq!(modes(30), [Mode::Enforce, Mode::Enforce]);
+        assert_eq!(modes(60), [Mode::Observe, Mode::Enforce]);
+        let later = now() + SignedDuration::from_secs(30);
+        assert!(config.has_ended_mode(later) && !config.at(later).has_ended_mode(later));
+        assert_eq!(config.at(later).timed_mode_of(1), (Mode::Enforce, None));
+        assert_eq!(config.at(later).timed_mode_of(0), config.timed_mode_of(0));
+        config.panic = true;
+        let tables = compile(&config, 1, now(), BOOTTIME);
+        assert!(
+            tables
+                .servers
+                .iter()
+                .all(|it| it.mode(|| NEVER) == Mode::Observe)
+        );
+    }
+
+    #[test]
+    fn instants_are_those_of_the_boot_clock() {
+        let clocks = Clocks {
+            now: now(),
+            boottime_now_ns: 5,
+        };
+        let at = |text: &str| clocks.boottime_ns(text.parse().unwrap());
         assert_eq!(at("2026-11-22T12:00:01Z"), 1_000_000_005);
         assert_eq!(at("2026-11-22T11:59:59Z"), 0);
         assert_eq!(at("9999-12-30T00:00:00Z"), NEVER - 1);
-        assert_eq!(expires_ns(Expiry::Never, now(), 5), NEVER);
     }
 
     #[test]

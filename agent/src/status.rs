@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::bypass;
@@ -211,10 +212,32 @@ pub struct Policy {
     pub version: u32,
     /// The mode of servers without one of their own.
     pub mode: String,
+    /// When that mode ends, if it does.
+    #[serde(default)]
+    pub mode_end: Option<ModeEnd>,
+    /// Whether all servers are in observe mode because of `musttls panic`.
+    #[serde(default)]
+    pub panic: bool,
     /// Number of exceptions that hold now.
     pub exceptions: usize,
     /// Why the last reload was rejected, if it was.
     pub rejected: Option<String>,
+}
+
+/// The end of a mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModeEnd {
+    /// When, in milliseconds of Unix time.
+    pub at_ms: i64,
+    /// The mode from then on.
+    pub then: String,
+}
+
+impl fmt::Display for ModeEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = Timestamp::from_millisecond(self.at_ms).unwrap_or_default();
+        write!(f, "until {at:.0}, then {}", self.then)
+    }
 }
 
 /// Coverage.
@@ -301,6 +324,9 @@ pub struct Listener {
     pub settings: String,
     /// Its mode.
     pub mode: String,
+    /// When that mode ends, if it does.
+    #[serde(default)]
+    pub mode_end: Option<ModeEnd>,
     /// Whether the gate judges its sessions.
     pub covered: bool,
     /// Why not.
@@ -328,6 +354,14 @@ impl fmt::Display for Status {
             "policy    {} version {}, {}, {} exceptions in force",
             self.policy.name, self.policy.version, self.policy.mode, self.policy.exceptions
         )?;
+        if self.policy.panic {
+            writeln!(
+                f,
+                "ALARM     all servers are in observe mode, because of `panic` (musttls panic --end takes it back)"
+            )?;
+        } else if let Some(end) = &self.policy.mode_end {
+            writeln!(f, "          {} {end}", self.policy.mode)?;
+        }
         if let Some(error) = &self.policy.rejected {
             writeln!(f, "          the last reload was rejected: {error}")?;
         }
@@ -359,11 +393,15 @@ impl fmt::Display for Status {
                     (Some(reason), false) => reason,
                     (None, false) => "not covered",
                 };
-                writeln!(
+                write!(
                     f,
                     "  {:<28} {:<18} {:<14} {state}",
                     listener.address, listener.protocol, listener.settings
                 )?;
+                match &listener.mode_end {
+                    Some(end) if listener.covered => writeln!(f, " {end}")?,
+                    _ => writeln!(f)?,
+                }
             }
             for path in &server.unix {
                 writeln!(f, "  {path:<28} {:<18} {:<14} recorded", "classic", "")?;

@@ -12,6 +12,7 @@
 //! | time | [`RuleTimes`] of the exceptions left, lowest bit first | - |
 
 use crate::mysql::USER_MAX;
+use crate::verdict::Mode;
 
 /// Most exceptions in a policy.
 pub const MAX_RULES: usize = 1024;
@@ -21,7 +22,7 @@ pub const RULE_WORDS: usize = MAX_RULES / 64;
 pub const MAX_SERVERS: usize = 64;
 /// [`crate::event::Event::rule`] when no exception matched.
 pub const NO_RULE: u16 = u16::MAX;
-/// [`RuleTimes::expires_ns`] of an exception that does not end.
+/// [`RuleTimes::expires_ns`] of an exception that does not end, [`ServerPolicy::mode_until_ns`] of a mode that does not.
 pub const NEVER: u64 = u64::MAX;
 
 /// A set of exceptions.
@@ -129,16 +130,34 @@ pub struct SlotUser {
 pub struct ServerPolicy {
     /// The exceptions that apply to this server.
     pub exceptions: RuleSet,
+    /// First instant at which `mode_then` is in force instead of `mode`, by `CLOCK_BOOTTIME` in nanoseconds; [`NEVER`] if
+    /// `mode` does not end.
+    pub mode_until_ns: u64,
     /// A [`crate::verdict::Mode`].
     pub mode: u8,
+    /// The mode after `mode_until_ns`.
+    pub mode_then: u8,
     /// 1 when sessions older than the gate are refused if they are in the clear.
     pub refuses_older: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
     /// The lowest TLS version that passes (`ProtocolVersion`).
     pub floor: u16,
     /// A higher floor that is only reported; 0 for none.
     pub observed_floor: u16,
-    #[doc(hidden)]
-    pub _pad2: u16,
+}
+
+impl ServerPolicy {
+    /// The mode in force. `now` is `CLOCK_BOOTTIME` in nanoseconds, and asked for only where it matters.
+    #[must_use]
+    #[inline(always)]
+    pub fn mode(&self, now: impl FnOnce() -> u64) -> Mode {
+        if self.mode_until_ns != NEVER && now() >= self.mode_until_ns {
+            Mode::from_u8(self.mode_then)
+        } else {
+            Mode::from_u8(self.mode)
+        }
+    }
 }
 
 /// Key of the table of refused cipher suites: the slot above the suite's IANA number. The value is a set of servers,
@@ -169,8 +188,19 @@ pub struct PolicyRoot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RuleTimes {
+    /// First instant at which it holds; 0 if it has no beginning.
+    pub begins_ns: u64,
     /// First instant at which the exception no longer holds; [`NEVER`] if it does not end.
     pub expires_ns: u64,
+}
+
+impl RuleTimes {
+    /// Whether the exception holds at `now`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn holds(&self, now: u64) -> bool {
+        now >= self.begins_ns && (self.expires_ns == NEVER || now < self.expires_ns)
+    }
 }
 
 /// Most exceptions that have ended and are still in the tables before one that holds. The agent takes an
@@ -275,6 +305,23 @@ mod tests {
             first_match(&set(&[1]), &set(&[2]), &set(&[1, 2]), |_| true),
             None
         );
+    }
+
+    #[test]
+    fn an_exception_holds_from_its_beginning_to_its_end() {
+        let holds = |begins_ns, expires_ns, now| {
+            RuleTimes {
+                begins_ns,
+                expires_ns,
+            }
+            .holds(now)
+        };
+        assert_eq!(
+            [9, 10, 19, 20].map(|now| holds(10, 20, now)),
+            [false, true, true, false]
+        );
+        assert!(holds(0, NEVER, 0) && holds(0, NEVER, NEVER));
+        assert!(!holds(0, 0, 0));
     }
 
     #[test]

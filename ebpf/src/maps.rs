@@ -247,7 +247,7 @@ pub(crate) static USERS: HashMap<
     { 2 * MAX_USER_ENTRIES },
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
-/// When each exception ends, by slot and index. See [`ROOTS`].
+/// When each exception begins and ends, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static TIMES: Array<RuleTimes, { 2 * MAX_RULES }> = Array::new();
 /// Refused cipher suites, by slot and number (`musttls_common::policy::slot_cipher`): the servers that refuse each.

@@ -5,8 +5,8 @@ use core::ptr;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use musttls_common::policy::{
-    MAX_RULES, MAX_SERVERS, NEVER, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress,
-    SlotUser, WALK_ROUNDS, Walk, slot_cipher,
+    MAX_RULES, MAX_SERVERS, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress, SlotUser,
+    WALK_ROUNDS, Walk, slot_cipher,
 };
 use musttls_common::proxy::Proxied;
 use musttls_common::session::SocketRecord;
@@ -48,8 +48,8 @@ impl Policy<'_> {
     }
 
     #[inline(always)]
-    pub(crate) const fn mode(&self) -> Mode {
-        Mode::from_u8(self.server.mode)
+    pub(crate) fn mode(&self) -> Mode {
+        self.server.mode(boottime)
     }
 
     /// Whether sessions older than the gate are refused if they are in the clear.
@@ -140,8 +140,7 @@ impl Policy<'_> {
             None => None,
         };
         let user = named.unwrap_or(&self.root.any_user);
-        // SAFETY: the helper has no requirements.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let now = boottime();
 
         *walk = Walk::default();
         let place = ptr::from_mut(walk);
@@ -156,7 +155,7 @@ impl Policy<'_> {
             match found {
                 Round::Rule(rule) => {
                     let times = TIMES.get(self.slot * MAX_RULES as u32 + rule)?;
-                    if times.expires_ns == NEVER || now < times.expires_ns {
+                    if times.holds(now) {
                         return Some(rule as u16);
                     }
                 }
@@ -166,6 +165,13 @@ impl Policy<'_> {
         }
         None
     }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds.
+#[inline(always)]
+fn boottime() -> u64 {
+    // SAFETY: the helper has no requirements.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// The mode for `server`.

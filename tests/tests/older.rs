@@ -65,8 +65,7 @@ fn await_listed(agent: &Agent, port: u16, speaks: &str, certainty: &str) {
 
 fn of_port(port: u16) -> impl Fn(&Record) -> bool {
     move |record| {
-        record.source_port() == Some(port.into())
-            && !record.at("/unmapped/older_than").is_null()
+        record.source_port() == Some(port.into()) && !record.at("/unmapped/older_than").is_null()
     }
 }
 
@@ -116,7 +115,9 @@ fn older_sessions_are_listed_told_apart_and_kept() {
         let text = agent.musttls(&["status"]).unwrap();
         let text = String::from_utf8_lossy(&text.stdout);
         assert!(
-            text.contains("older than the gate or its enforcement: 1 in the clear, 1 TLS, 1 unknown"),
+            text.contains(
+                "older than the gate or its enforcement: 1 in the clear, 1 TLS, 1 unknown"
+            ),
             "{text}"
         );
 

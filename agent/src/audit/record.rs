@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::shape::{
     Actor, ActorUser, ApplicationRecord, Device, Endpoint, FaultUnmapped, GapUnmapped,
-    LossUnmapped, Metadata, Named, Policy, Process, Product, Proxied as ProxiedShape,
+    LossUnmapped, Metadata, ModeUnmapped, Named, Policy, Process, Product, Proxied as ProxiedShape,
     SessionRecord, Tls, Unmapped, User,
 };
 use crate::cipher;
@@ -235,6 +235,48 @@ pub struct GateFault<'s> {
     pub mended: bool,
 }
 
+/// Another mode came into force on a server.
+#[derive(Clone, Copy, Debug)]
+pub struct ModeChange<'s> {
+    /// When, in milliseconds of Unix time.
+    pub time_ms: i64,
+    /// Name of the policy: the path of its file.
+    pub policy_name: &'s str,
+    /// The version of the policy that brought it.
+    pub policy_version: u32,
+    /// The name of the `[[server]]`, or `default`.
+    pub server: &'s str,
+    /// The mode before.
+    pub from: Mode,
+    /// The mode now.
+    pub to: Mode,
+    /// What brought it.
+    pub cause: ModeCause,
+}
+
+/// What has brought another mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModeCause {
+    /// The configuration was read again.
+    Reload,
+    /// The time of the mode before was over.
+    Until,
+    /// `musttls panic`.
+    Panic,
+}
+
+impl ModeCause {
+    /// The word used in records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Until => "mode-until",
+            Self::Panic => "panic",
+        }
+    }
+}
+
 /// The line of a session, without its newline.
 #[must_use]
 pub fn session(identity: &Identity, session: &Session<'_>, sequence: u64) -> String {
@@ -320,6 +362,41 @@ pub fn gate_fault(identity: &Identity, fault: &GateFault<'_>, sequence: u64) -> 
         mended: fault.mended,
     };
     lifecycle(identity, happened, found, sequence)
+}
+
+/// The line about another mode, without its newline.
+#[must_use]
+pub fn mode_change(identity: &Identity, change: &ModeChange<'_>, sequence: u64) -> String {
+    let (activity, severity) = match (change.to, change.cause) {
+        (Mode::Enforce, _) => ((6, "Enable"), (1, "Informational")),
+        (Mode::Observe, ModeCause::Panic) => ((7, "Disable"), (4, "High")),
+        (Mode::Observe, ModeCause::Reload | ModeCause::Until) => ((7, "Disable"), (3, "Medium")),
+    };
+    let (from, to) = (change.from.as_str(), change.to.as_str());
+    let cause = change.cause.as_str();
+    let happened = Lifecycle {
+        activity,
+        severity,
+        since_ms: change.time_ms,
+        time_ms: change.time_ms,
+        message: format!(
+            "server {}: from {from} to {to} mode ({cause})",
+            change.server
+        ),
+        policy: Policy {
+            name: change.policy_name,
+            version: change.policy_version.to_string(),
+            is_applied: true,
+        },
+    };
+    let unmapped = ModeUnmapped {
+        schema_version: SCHEMA,
+        server: change.server,
+        from,
+        mode: to,
+        cause,
+    };
+    lifecycle(identity, happened, unmapped, sequence)
 }
 
 /// What records of the class Application Lifecycle differ in.

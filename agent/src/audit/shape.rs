@@ -286,6 +286,15 @@ pub(super) struct FaultUnmapped<'s> {
 }
 
 #[derive(Serialize)]
+pub(super) struct ModeUnmapped<'s> {
+    pub(super) schema_version: u32,
+    pub(super) server: &'s str,
+    pub(super) from: &'static str,
+    pub(super) mode: &'static str,
+    pub(super) cause: &'static str,
+}
+
+#[derive(Serialize)]
 pub(super) struct GapUnmapped<'s> {
     pub(super) schema_version: u32,
     pub(super) sessions: &'s BTreeMap<&'s str, u64>,

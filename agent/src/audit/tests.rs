@@ -1,4 +1,4 @@
-use super::record::{Endpoints, Gap, OlderThan, Outcome, Refusal, Transport, UnixPeer};
+use super::record::{Endpoints, Gap, ModeCause, OlderThan, Outcome, Refusal, Transport, UnixPeer};
 use super::*;
 use crate::config::AuditTarget;
 use crate::login::LoginDetails;
@@ -83,6 +83,18 @@ fn gap() -> Gap<'static> {
         policy_name: "/etc/musttls/musttls.toml",
         policy_version: 41,
         sessions: [("seen", 9), ("secure", 8), ("denied", 1)].into(),
+    }
+}
+
+fn mode_change() -> ModeChange<'static> {
+    ModeChange {
+        time_ms: 1_795_324_678_391,
+        policy_name: "/etc/musttls/musttls.toml",
+        policy_version: 43,
+        server: "orders",
+        from: Mode::Enforce,
+        to: Mode::Observe,
+        cause: ModeCause::Panic,
     }
 }
 
@@ -198,6 +210,10 @@ fn samples() -> Vec<(&'static str, String)> {
         (
             "A gate that somebody has changed",
             record::gate_fault(&identity(), &gate_fault(), 211),
+        ),
+        (
+            "Another mode",
+            record::mode_change(&identity(), &mode_change(), 212),
         ),
         (
             "TLS",

@@ -22,11 +22,14 @@ use super::value::{begin_of, end_of, network, similar};
 use super::walk::{Section, Value};
 use super::{
     AuditTarget, Config, DEFAULT_SERVER, Exception, Existing, Expiry, Floor, MAX_NETWORKS,
-    MAX_USERS, PastDates, REQUIRE_TLS, ServerConfig,
+    MAX_USERS, ModeEnd, PastDates, REQUIRE_TLS, ServerConfig,
 };
 
 pub(super) const ROOT_KEYS: &[&str] = &[
+    "panic",
     "mode",
+    "mode_until",
+    "mode_then",
     "trusted_proxies",
     "require",
     "observe",
@@ -43,6 +46,8 @@ pub(super) const SERVER_KEYS: &[&str] = &[
     "name",
     "ports",
     "mode",
+    "mode_until",
+    "mode_then",
     "require",
     "observe",
     "refused_ciphers",
@@ -127,11 +132,15 @@ impl Decoder<'_> {
         let tls = defaults.tls.with(&own);
         let servers = self.servers(root.get("server"), tls.require);
         let exceptions = self.exceptions(root.get("exception"), &servers);
+        let mode = self.timed_mode(section);
+        let help = "write true (observe mode on all servers, whatever they say) or false";
+        let panic = root
+            .get("panic")
+            .and_then(|value| self.boolean("panic", value, help));
         Config {
-            mode: root
-                .get("mode")
-                .and_then(|value| self.mode(value))
-                .unwrap_or(defaults.mode),
+            panic: panic.unwrap_or(defaults.panic),
+            mode: mode.map_or(defaults.mode, |(mode, _)| mode),
+            mode_end: mode.and_then(|(_, end)| end),
             trusted_proxies: root
                 .get("trusted_proxies")
                 .map(|value| self.networks("trusted_proxies", value, "trust no proxy"))
@@ -174,9 +183,51 @@ impl Decoder<'_> {
         }
     }
 
-    fn mode(&mut self, value: &Value<'_>) -> Option<Mode> {
+    /// The mode of a section, and its end: what is in force by now.
+    fn timed_mode(&mut self, section: Section<'_>) -> Option<(Mode, Option<ModeEnd>)> {
+        const HELP: &str = "write a time, for example mode_until = 2027-01-31T12:00:00Z";
+        let get = |key: &str| section.table.get(key);
+        let mode = get("mode").and_then(|value| self.mode("mode", value));
+        let then = get("mode_then").and_then(|value| self.mode("mode_then", value));
+        let (until, then) = match (get("mode_until"), get("mode_then"), then) {
+            (Some(until), Some(_), then) => (until, then?),
+            (None, None, _) => return Some((mode?, None)),
+            (Some(one), None, _) | (None, Some(one), _) => {
+                let title = "`mode_until` and `mode_then` go together".to_owned();
+                let help = "write both, or neither";
+                self.wrong(one.span(), title, "", help);
+                return None;
+            }
+        };
+        if get("mode").is_none() {
+            let title = "`mode_until` is the end of a mode that is not there".to_owned();
+            let help = "write `mode` beside it, or leave `mode_until` and `mode_then` out";
+            self.wrong(until.span(), title, "", help);
+        }
+        let DeValue::Datetime(datetime) = until.get_ref() else {
+            self.wrong_type("`mode_until`", "a time", until, HELP);
+            return None;
+        };
+        match begin_of(datetime) {
+            Err(title) => {
+                self.wrong(until.span(), title, "", HELP);
+                None
+            }
+            Ok(at) if at <= self.now => {
+                let warning = format!(
+                    "`mode_until` is over: the mode is `{}`; musttls mode makes that plain",
+                    then.as_str()
+                );
+                self.warnings.push((until.span().start, warning));
+                Some((then, None))
+            }
+            Ok(at) => Some((mode?, Some(ModeEnd { at, then }))),
+        }
+    }
+
+    fn mode(&mut self, key: &'static str, value: &Value<'_>) -> Option<Mode> {
         let help = "write \"observe\" (report only) or \"enforce\" (refuse plaintext logins)";
-        let text = self.string("mode", value, help)?;
+        let text = self.string(key, value, help)?;
         match text {
             "observe" => Some(Mode::Observe),
             "enforce" => Some(Mode::Enforce),
@@ -219,11 +270,12 @@ impl Decoder<'_> {
                 }
                 any_port.get_or_insert_with(|| (what.clone(), at.start));
             }
-            let mode = table.get("mode").and_then(|value| self.mode(value));
+            let mode = self.timed_mode(section);
             servers.push(ServerConfig {
                 name: what,
                 ports: own.unwrap_or_default(),
-                mode,
+                mode: mode.map(|(mode, _)| mode),
+                mode_end: mode.and_then(|(_, end)| end),
                 tls: self.tls(section, floor),
                 index: u16::try_from(index + 1).unwrap_or(0),
             });

@@ -62,8 +62,12 @@ pub const MAX_USERS: usize = 10_000;
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Whether all servers are in observe mode, whatever they say.
+    pub panic: bool,
     /// The mode of servers that do not set their own.
     pub mode: Mode,
+    /// When that mode ends, if it does.
+    pub mode_end: Option<ModeEnd>,
     /// What TLS must be like on servers that do not say it themselves.
     pub tls: TlsPolicy,
     /// Servers with settings of their own, in the order of the files.
@@ -82,6 +86,15 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Path of the control socket.
     pub control: PathBuf,
+}
+
+/// The end of a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModeEnd {
+    /// The first instant at which another mode is in force.
+    pub at: Timestamp,
+    /// That mode.
+    pub then: Mode,
 }
 
 /// What is done about sessions older than the gate or its enforcement.
@@ -113,6 +126,8 @@ pub struct ServerConfig {
     pub ports: Vec<u16>,
     /// Its mode, if it is not the global one.
     pub mode: Option<Mode>,
+    /// When its own mode ends, if it does.
+    pub mode_end: Option<ModeEnd>,
     /// What it says about TLS itself.
     pub tls: OwnTls,
     /// Its entry in the gate's table of servers, which is also that of its counters. 0 is for servers without settings of
@@ -239,7 +254,9 @@ impl std::error::Error for ConfigError {}
 impl Default for Config {
     fn default() -> Self {
         Self {
+            panic: false,
             mode: Mode::Observe,
+            mode_end: None,
             tls: TlsPolicy::default(),
             servers: Vec::new(),
             exceptions: Vec::new(),
@@ -328,9 +345,46 @@ impl Config {
     /// The mode of an entry in the table of servers.
     #[must_use]
     pub fn mode_of(&self, index: u16) -> Mode {
-        self.server(index)
-            .and_then(|server| server.mode)
-            .unwrap_or(self.mode)
+        self.timed_mode_of(index).0
+    }
+
+    /// The mode of an entry in the table of servers, and when it ends, if it does.
+    #[must_use]
+    pub fn timed_mode_of(&self, index: u16) -> (Mode, Option<ModeEnd>) {
+        if self.panic {
+            return (Mode::Observe, None);
+        }
+        let server = self.server(index);
+        server
+            .and_then(|server| Some((server.mode?, server.mode_end)))
+            .unwrap_or((self.mode, self.mode_end))
+    }
+
+    /// Whether a mode is over at `now`.
+    #[must_use]
+    pub fn has_ended_mode(&self, now: Timestamp) -> bool {
+        let ends = self.servers.iter().map(|server| server.mode_end);
+        ends.chain([self.mode_end])
+            .flatten()
+            .any(|end| end.at <= now)
+    }
+
+    /// The same with the modes that are in force at `now`.
+    #[must_use]
+    pub fn at(&self, now: Timestamp) -> Self {
+        let settle = |mode: &mut Mode, end: &mut Option<ModeEnd>| {
+            if let Some(over) = end.take_if(|end| end.at <= now) {
+                *mode = over.then;
+            }
+        };
+        let mut config = self.clone();
+        settle(&mut config.mode, &mut config.mode_end);
+        for server in &mut config.servers {
+            if let Some(mode) = &mut server.mode {
+                settle(mode, &mut server.mode_end);
+            }
+        }
+        config
     }
 
     /// What TLS must be like on an entry in the table of servers.

@@ -108,8 +108,14 @@ impl<'s, 't> Shown<'s, 't> {
             let settings = SERVER_KEYS
                 .iter()
                 .filter(|key| **key != "observe" || observes);
+            let has_mode = server.contains_key("mode");
             let settings = settings.map(|key| {
-                let inherited = self.whole.get(*key).filter(|_| ROOT_KEYS.contains(key));
+                // The end of a mode goes with that mode.
+                let goes_with = has_mode && matches!(*key, "mode_until" | "mode_then");
+                let inherited = self
+                    .whole
+                    .get(*key)
+                    .filter(|_| ROOT_KEYS.contains(key) && !goes_with);
                 (*key, server.get(*key).or(inherited))
             });
             self.section("server", true, settings)
@@ -166,6 +172,7 @@ fn default(section: &str, key: &str) -> Option<Json> {
         ("" | "server", "mode") => Some(json!(config.mode.as_str())),
         ("" | "server", "require") => Some(json!(config.tls.require.as_str())),
         ("" | "server", "refused_ciphers") => Some(json!(Family::ALL.map(Family::as_str))),
+        ("", "panic") => Some(json!(config.panic)),
         ("", "persist") => Some(json!(config.persist)),
         ("", "existing") => Some(json!(config.existing.as_str())),
         ("audit", "path") => Some(json!(DEFAULT_AUDIT)),

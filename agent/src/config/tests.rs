@@ -87,6 +87,7 @@ fn the_contract_example_is_read() {
             name: "orders".to_owned(),
             ports: vec![3306],
             mode: Some(Mode::Observe),
+            mode_end: None,
             tls: OwnTls::default(),
             index: 1,
         }]
@@ -189,7 +190,7 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
         &report("zzz = 1"),
         &[
             "musttls.toml:1:1",
-            "mode, trusted_proxies, require, observe, refused_ciphers, persist, existing, server, exception, audit",
+            "panic, mode, mode_until, mode_then, trusted_proxies, require, observe, refused_ciphers, persist, existing, server, exception, audit",
         ],
     );
     assert_says(
@@ -260,6 +261,61 @@ fn each_key_of_the_file_is_known_by_the_name_of_its_place() {
     for key in decode::ROOT_KEYS {
         let report = report(&format!("[metrics]\n{key} = 1\n"));
         assert!(!report.contains("unknown key"), "{report}");
+    }
+}
+
+#[test]
+fn a_mode_may_have_an_end() {
+    let end = |at: &str, then| {
+        let at = at.parse().unwrap();
+        Some(ModeEnd { at, then })
+    };
+    let config = parse(
+        "mode = \"observe\"\nmode_until = 2026-12-01\nmode_then = \"enforce\"\n\
+         [[server]]\nname = \"a\"\nports = [1]\n\
+         [[server]]\nname = \"b\"\nports = [2]\nmode = \"enforce\"\n\
+         [[server]]\nname = \"c\"\nports = [3]\nmode = \"enforce\"\n\
+         mode_until = 2026-11-30T12:00:00Z\nmode_then = \"observe\"\n",
+    )
+    .unwrap()
+    .config;
+    assert_eq!(
+        [0, 1, 2, 3].map(|index| config.timed_mode_of(index)),
+        [
+            (Mode::Observe, end("2026-12-01T00:00:00Z", Mode::Enforce)),
+            (Mode::Observe, end("2026-12-01T00:00:00Z", Mode::Enforce)),
+            (Mode::Enforce, None),
+            (Mode::Enforce, end("2026-11-30T12:00:00Z", Mode::Observe)),
+        ]
+    );
+    let over = parse("mode = \"enforce\"\nmode_until = 2026-11-01\nmode_then = \"observe\"\n");
+    let over = over.unwrap();
+    assert_eq!(over.config.timed_mode_of(0), (Mode::Observe, None));
+    assert_says(&over.warnings.join("\n"), &["`mode_until` is over", ":2:"]);
+    let panic =
+        parse("panic = true\nmode = \"enforce\"\n[[server]]\nname = \"a\"\nmode = \"enforce\"\n");
+    let panic = panic.unwrap().config;
+    assert_eq!([0, 1].map(|index| panic.mode_of(index)), [Mode::Observe; 2]);
+    for (text, says) in [
+        ("mode_until = 2026-12-01\n", "go together"),
+        (
+            "mode = \"observe\"\nmode_then = \"enforce\"\n",
+            "go together",
+        ),
+        (
+            "mode_until = 2026-12-01\nmode_then = \"enforce\"\n",
+            "the end of a mode that is not there",
+        ),
+        (
+            "mode = \"observe\"\nmode_until = \"soon\"\nmode_then = \"enforce\"\n",
+            "`mode_until` must be a time",
+        ),
+        (
+            "mode = \"observe\"\nmode_until = 2026-12-01\nmode_then = \"off\"\n",
+            "there is no mode `off`",
+        ),
+    ] {
+        assert_says(&report(text), &[says]);
     }
 }
 

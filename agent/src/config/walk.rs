@@ -240,8 +240,8 @@ impl Decoder<'_> {
 /// stands too low: TOML gives every line behind a `[section]` to that section.
 fn unknown(name: &str, what: &str, known: &[&str]) -> (String, String) {
     match name {
-        "mode" | "trusted_proxies" | "require" | "observe" | "refused_ciphers" | "persist"
-        | "existing" => (
+        "panic" | "mode" | "mode_until" | "mode_then" | "trusted_proxies" | "require"
+        | "observe" | "refused_ciphers" | "persist" | "existing" => (
             format!("`{name}` belongs at the top of the file, before the first [section]"),
             format!("move it up: here it is a key of {what}"),
         ),

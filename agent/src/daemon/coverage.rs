@@ -140,7 +140,7 @@ impl Daemon {
         let coverage = self.coverage();
         tracing::info!(
             policy = %self.path.display(),
-            mode = self.config.mode.as_str(),
+            mode = self.config.mode_of(0).as_str(),
             listeners = coverage.listeners,
             covered = coverage.covered,
             unix = coverage.unix_sessions,

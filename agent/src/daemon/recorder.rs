@@ -15,7 +15,9 @@ use musttls_common::proxy::Source;
 use musttls_common::verdict::{Mode, Reason};
 
 use crate::audit::AuditLog;
-use crate::audit::record::{Endpoints, OlderThan, Outcome, Proxied, Refusal, Session, Transport, UnixPeer};
+use crate::audit::record::{
+    Endpoints, OlderThan, Outcome, Proxied, Refusal, Session, Transport, UnixPeer,
+};
 use crate::clock;
 use crate::config::Config;
 use crate::datapath::{Extra, Record};

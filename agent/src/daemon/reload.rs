@@ -1,5 +1,7 @@
-//! A policy comes into force: at a reload, when an exception has begun or ended, when the clock was set.
+//! A policy comes into force: at a reload, when an exception has begun or ended, when a mode has ended, when
+//! the clock was set.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -7,6 +9,7 @@ use jiff::Timestamp;
 use musttls_common::verdict::Mode;
 
 use super::{Daemon, former};
+use crate::audit::record::{ModeCause, ModeChange};
 use crate::audit::sink::AuditSink;
 use crate::clock;
 use crate::config::{Config, PastDates};
@@ -17,6 +20,8 @@ use crate::policy;
 /// What tables were compiled from beside the configuration: two of them differ when the tables must be made anew.
 pub(super) struct Compiled {
     pub(super) holding: Vec<bool>,
+    /// Whether a mode is over.
+    has_ended_mode: bool,
     /// Unix time at boot, in units of two seconds because the clocks are not read at the same instant: changes
     /// when the clock is set.
     boot: i64,
@@ -32,19 +37,28 @@ impl Compiled {
             .collect();
         Self {
             holding,
+            has_ended_mode: config.has_ended_mode(now),
             boot: boot / 2,
         }
     }
 
     pub(super) fn differs(&self, other: &Self) -> bool {
-        self.holding != other.holding || (self.boot - other.boot).abs() > 1
+        self.holding != other.holding
+            || self.has_ended_mode != other.has_ended_mode
+            || (self.boot - other.boot).abs() > 1
     }
 }
 
 impl Daemon {
-    /// Compiles the policy anew, for an exception that has begun or ended, or a clock that was set.
+    /// Compiles the policy anew, for an exception that has begun or ended, a mode that has ended, or a clock that was
+    /// set.
     pub(super) fn recompile(&mut self, now: Timestamp) {
-        if let Err(error) = self.take_over(self.config.clone(), now) {
+        let config = if self.config.has_ended_mode(now) {
+            Arc::new(self.config.at(now))
+        } else {
+            self.config.clone()
+        };
+        if let Err(error) = self.take_over(config, now, ModeCause::Until) {
             tracing::error!(
                 error = error::text(&error),
                 help = "it is tried again each second; if it goes on, restart musttls",
@@ -54,7 +68,7 @@ impl Daemon {
     }
 
     /// Puts a configuration's policy in force, or leaves everything as it is.
-    fn take_over(&mut self, config: Arc<Config>, now: Timestamp) -> Result<()> {
+    fn take_over(&mut self, config: Arc<Config>, now: Timestamp, cause: ModeCause) -> Result<()> {
         let version = self.policy_version + 1;
         self.tables.install(&policy::compile(
             &config,
@@ -65,8 +79,44 @@ impl Daemon {
         self.compiled = Compiled::of(&config, now);
         let former = std::mem::replace(&mut self.config, config);
         self.in_force(version, now);
+        self.tell_modes(&former, now, cause);
         self.find_let_through(&former);
         Ok(())
+    }
+
+    /// Says which servers have another mode from now on.
+    fn tell_modes(&mut self, former: &Config, now: Timestamp, cause: ModeCause) {
+        let config = self.config.clone();
+        let cause = if config.panic && !former.panic {
+            ModeCause::Panic
+        } else {
+            cause
+        };
+        let indices: BTreeSet<u16> = config.indices().chain(former.indices()).collect();
+        for index in indices {
+            let (from, to) = (former.mode_of(index), config.mode_of(index));
+            if from == to {
+                continue;
+            }
+            let named = config.indices().any(|named| named == index);
+            let server = if named { &*config } else { former }.server_name(index);
+            tracing::warn!(
+                server,
+                from = from.as_str(),
+                to = to.as_str(),
+                cause = cause.as_str(),
+                "another mode is in force"
+            );
+            self.recorder.mode_change(&ModeChange {
+                time_ms: now.as_millisecond(),
+                policy_name: &self.path.display().to_string(),
+                policy_version: self.policy_version,
+                server,
+                from,
+                to,
+                cause,
+            });
+        }
     }
 
     /// Has sessions found that logged in in plaintext on a server that is in enforce mode from now on.
@@ -107,7 +157,7 @@ impl Daemon {
                 self.rejected = None;
                 tracing::info!(
                     version = self.policy_version,
-                    mode = self.config.mode.as_str(),
+                    mode = self.config.mode_of(0).as_str(),
                     "policy reloaded"
                 );
                 Answer::Reloaded {
@@ -152,7 +202,7 @@ impl Daemon {
         former::keep_names(&self.server_names)?;
         // Kept with the version that is in force by then.
         let former = std::mem::replace(&mut self.layers, loaded.layers);
-        if let Err(error) = self.take_over(Arc::new(config), now) {
+        if let Err(error) = self.take_over(Arc::new(config), now, ModeCause::Reload) {
             self.layers = former;
             return Err(error);
         }

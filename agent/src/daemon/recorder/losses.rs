@@ -6,7 +6,7 @@ use std::time::Instant;
 use musttls_common::counter::Global;
 
 use super::Recorder;
-use crate::audit::record::{Gap, GateFault, Loss};
+use crate::audit::record::{Gap, GateFault, Loss, ModeChange};
 use crate::audit::sink::SinkError;
 use crate::clock;
 
@@ -65,6 +65,11 @@ impl Recorder {
     /// Records that somebody has changed the gate.
     pub(in crate::daemon) fn gate_fault(&mut self, fault: &GateFault<'_>) {
         trace_lost(self.audit.gate_fault(fault, Instant::now()));
+    }
+
+    /// Records that another mode came into force.
+    pub(in crate::daemon) fn mode_change(&mut self, change: &ModeChange<'_>) {
+        trace_lost(self.audit.mode_change(change, Instant::now()));
     }
 
     /// Records that were lost, by reason: each is told in the audit log.
