@@ -200,8 +200,8 @@ fn exception_begins_and_ends_by_itself() {
 fn exception_that_begins_while_no_agent_runs_waits_for_one() {
     let site = site();
     let mut agent = Agent::start("persist = true\nmode = \"enforce\"").unwrap();
-    let begin = SystemTime::now() + Duration::from_secs(2);
-    let begin_text = wait::utc(begin + Duration::from_secs(1)).unwrap();
+    let begin = SystemTime::now() + wait::here(Duration::from_secs(4));
+    let begin_text = wait::utc(begin).unwrap();
     let (code, text) = except_with(
         agent.home(),
         &add("window", site.net.app.v4()),
@@ -211,7 +211,7 @@ fn exception_that_begins_while_no_agent_runs_waits_for_one() {
     assert_eq!(plaintext(&site), Some(REFUSED));
     agent.kill().unwrap();
     wait::until_true("its beginning", PATIENCE, || {
-        Ok(SystemTime::now() > begin + Duration::from_secs(3))
+        Ok(SystemTime::now() > begin + Duration::from_secs(2))
     })
     .unwrap();
     let mut raw = site.plaintext().unwrap();

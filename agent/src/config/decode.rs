@@ -264,9 +264,8 @@ impl Decoder<'_> {
                 if let Some((first, place)) = &any_port {
                     let title =
                         format!("server `{what}` and server `{first}` both have no `ports`");
-                    let label = format!("the first is at {}", self.layers.origin(*place));
                     let help = "each claims every port: name the ports of one of them";
-                    self.wrong(at.clone(), title, &label, help);
+                    self.contradiction(at.clone(), title, ("the first is", *place), help);
                 }
                 any_port.get_or_insert_with(|| (what.clone(), at.start));
             }
@@ -316,9 +315,8 @@ impl Decoder<'_> {
             let claim = (server.to_owned(), value.span().start);
             if let Some((other, place)) = claimed.insert(port, claim) {
                 let title = format!("port {port} is claimed by server `{other}` already");
-                let label = format!("the first claim is at {}", self.layers.origin(place));
                 let help = "each port belongs to one server: take it out of one of them";
-                self.wrong(value.span(), title, &label, help);
+                self.contradiction(value.span(), title, ("the first claim is", place), help);
             }
             ports.push(port);
         }

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value, value};
+use toml_edit::{ArrayOfTables, DatetimeParseError, DocumentMut, Item, Table, Value, value};
 
 use super::value::{begin_of, end_of, network};
 
@@ -52,10 +52,15 @@ pub fn add(text: &str, new: &NewException) -> Result<String, EditError> {
     table.insert("name", value(&new.name));
     table.insert(
         "source",
-        value(Value::from_iter(new.source.iter().map(ToString::to_string))),
+        value(
+            new.source
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Value>(),
+        ),
     );
     if !new.users.is_empty() {
-        table.insert("user", value(Value::from_iter(&new.users)));
+        table.insert("user", value(new.users.iter().collect::<Value>()));
     }
     if let Some(server) = &new.server {
         table.insert("server", value(server));
@@ -158,7 +163,7 @@ fn date(text: &str) -> Result<Item, EditError> {
     }
     let date: toml_edit::Datetime = text
         .parse()
-        .map_err(|error: toml_edit::DatetimeParseError| EditError::Syntax(error.to_string()))?;
+        .map_err(|error: DatetimeParseError| EditError::Syntax(error.to_string()))?;
     Ok(value(date))
 }
 
@@ -183,20 +188,23 @@ pub fn end(text: &str) -> Result<String, String> {
     if text == NEVER {
         return Ok(NEVER.to_owned());
     }
-    let date = text.parse().map_err(|_| HELP.to_owned())?;
+    let date = text
+        .parse()
+        .map_err(|error: DatetimeParseError| format!("{HELP} ({error})"))?;
     end_of(&date).map(|_| text.to_owned())
 }
 
 /// Takes a beginning as the file does.
 pub fn begin(text: &str) -> Result<String, String> {
-    const HELP: &str = "write a date as 2027-01-31, or a time as 2027-01-31T12:00:00Z";
-    let date = text.parse().map_err(|_| HELP.to_owned())?;
-    begin_of(&date).map(|_| text.to_owned())
+    begin_at(text).map(|_| text.to_owned())
 }
 
-/// The instant of a beginning that [`begin`] has taken.
-pub fn instant_of_begin(text: &str) -> Result<Timestamp, String> {
-    let date = text.parse().map_err(|_| format!("`{text}` is no date"))?;
+/// The instant of a beginning.
+pub fn begin_at(text: &str) -> Result<Timestamp, String> {
+    const HELP: &str = "write a date as 2027-01-31, or a time as 2027-01-31T12:00:00Z";
+    let date = text
+        .parse()
+        .map_err(|error: DatetimeParseError| format!("{HELP} ({error})"))?;
     begin_of(&date)
 }
 
@@ -352,6 +360,22 @@ path = \"-\"
             assert!(text.contains(kept), "{kept} not in\n{text}");
         }
         assert_eq!(remove(&text, "b"), Err(EditError::Absent));
+    }
+
+    #[test]
+    fn lines_that_end_as_elsewhere_are_taken() {
+        let text = HAND_MADE.replace('\n', "\r\n");
+        let added = add(&text, &new("c")).unwrap();
+        let both = remove(&added, "a").unwrap();
+        for kept in [
+            "# The head of this file.",
+            "# About b.",
+            "name = \"c\"",
+            "# The end.",
+        ] {
+            assert!(both.contains(kept), "{kept} not in\n{both}");
+        }
+        assert!(!both.contains("About a."), "{both}");
     }
 
     #[test]

@@ -132,8 +132,20 @@ impl Layers {
         self.files.iter()
     }
 
+    /// The lines of all files, to look up many places.
+    pub(super) fn lines(&self) -> Lines<'_> {
+        let ends = self.files.iter().map(|layer| {
+            let newlines = layer.text.bytes().enumerate();
+            let newlines = newlines.filter(|(_, byte)| *byte == b'\n');
+            newlines.map(|(at, _)| at).collect()
+        });
+        Lines {
+            layers: self,
+            ends: ends.collect(),
+        }
+    }
+
     /// The line at which a value stands.
-    #[must_use]
     pub(super) fn origin(&self, at: usize) -> Origin {
         let (layer, at) = self.layer_of(at);
         let (path, line) = layer.map_or_else(Default::default, |layer| {
@@ -144,9 +156,13 @@ impl Layers {
 
     /// The layer that a byte of all of them is in, and which byte it is there.
     pub(super) fn layer_of(&self, at: usize) -> (Option<&Layer>, usize) {
-        let above = self.files.partition_point(|layer| layer.start <= at);
-        let layer = above.checked_sub(1).and_then(|below| self.files.get(below));
+        let layer = self.files.get(self.index_of(at));
         (layer, at - layer.map_or(0, |layer| layer.start))
+    }
+
+    fn index_of(&self, at: usize) -> usize {
+        let above = self.files.partition_point(|layer| layer.start <= at);
+        above.saturating_sub(1)
     }
 
     /// All layers as one text, from which [`Self::kept`] makes them again.
@@ -210,6 +226,25 @@ impl Layers {
             start,
             is_drop_in,
         });
+    }
+}
+
+/// See [`Layers::lines`].
+pub(super) struct Lines<'l> {
+    layers: &'l Layers,
+    /// Where the lines of each file end.
+    ends: Vec<Vec<usize>>,
+}
+
+impl Lines<'_> {
+    /// As [`Layers::origin`].
+    pub(super) fn origin(&self, at: usize) -> Origin {
+        let (layer, place) = self.layers.layer_of(at);
+        let ends = self.ends.get(self.layers.index_of(at));
+        Origin {
+            path: layer.map(|layer| layer.path.clone()).unwrap_or_default(),
+            line: ends.map_or(0, |ends| ends.partition_point(|end| *end < place)) + 1,
+        }
     }
 }
 
@@ -391,6 +426,22 @@ mod tests {
                 "nine etc/musttls/conf.d/9.toml:1",
             ]
         );
+    }
+
+    #[test]
+    fn a_place_has_one_line_however_it_is_looked_up() {
+        let root = Root::new(&[
+            (VENDOR, "# 1\n# 2"),
+            (MAIN, "\n\n# 3\n"),
+            ("etc/musttls/conf.d/x.toml", ""),
+            ("etc/musttls/conf.d/y.toml", "\n# 2"),
+        ]);
+        let layers = root.load().unwrap().layers;
+        let lines = layers.lines();
+        let last = layers.files().last().unwrap();
+        for at in 0..=last.start + last.text.len() {
+            assert_eq!(lines.origin(at), layers.origin(at), "{at}");
+        }
     }
 
     #[test]

@@ -18,10 +18,7 @@ const RECOVER_MAX: usize = 256 * 1024;
 
 /// All layers as one table, whose places are those in all texts together; `None` after a syntax error, each of which is
 /// given to `wrong` with its layer.
-pub(super) fn whole<'t>(
-    layers: &'t Layers,
-    mut wrong: impl FnMut(&Layer, &Error),
-) -> Option<DeTable<'t>> {
+pub(super) fn whole(layers: &Layers, mut wrong: impl FnMut(&Layer, &Error)) -> Option<DeTable<'_>> {
     let mut whole = DeTable::new();
     let mut is_good = true;
     for layer in layers.files() {

@@ -220,9 +220,10 @@ pub struct Loaded {
 impl Loaded {
     /// The exceptions, each with where it stands.
     pub fn exceptions(&self) -> impl Iterator<Item = (&Exception, Origin)> {
+        let lines = self.layers.lines();
         let places = self.exceptions.iter();
         let exceptions = self.config.exceptions.iter().zip(places);
-        exceptions.map(|(exception, at)| (exception, self.layers.origin(*at)))
+        exceptions.map(move |(exception, at)| (exception, lines.origin(*at)))
     }
 }
 

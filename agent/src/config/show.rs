@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
 use super::decode::{EXCEPTION_KEYS, ROOT_KEYS, SERVER_KEYS};
-use super::layers::{Layers, Origin};
+use super::layers::{Lines, Origin};
 use super::merge;
 use super::walk::Value;
 use super::{Config, DEFAULT_AUDIT, DEFAULT_CONTROL, Loaded};
@@ -46,7 +46,7 @@ impl Loaded {
     pub fn effective(&self, with_origin: bool) -> Effective {
         let whole = merge::whole(&self.layers, |_, _| {}).unwrap_or_default();
         let shown = Shown {
-            layers: &self.layers,
+            lines: self.layers.lines(),
             config: &self.config,
             whole: &whole,
         };
@@ -79,7 +79,7 @@ impl Loaded {
 }
 
 struct Shown<'s, 't> {
-    layers: &'s Layers,
+    lines: Lines<'s>,
     config: &'s Config,
     whole: &'s DeTable<'t>,
 }
@@ -154,7 +154,7 @@ impl<'s, 't> Shown<'s, 't> {
             Some(value) => Setting {
                 key,
                 value: Some((as_toml(value.get_ref()), as_json(value.get_ref()))),
-                origin: Some(self.layers.origin(value.span().start)),
+                origin: Some(self.lines.origin(value.span().start)),
             },
             None => Setting {
                 key,

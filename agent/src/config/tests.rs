@@ -655,7 +655,9 @@ fn syntax_errors_are_pointed_at() {
 fn ten_megabytes_of_mistakes_give_a_short_answer_quickly() {
     let mut text = String::new();
     while text.len() < 10_000_000 {
-        text.push_str("[[exception]]\nnam = \"x\"\nsource = [\"10.0.0.1/8\"]\nexpires = 1\n");
+        text.push_str(
+            "[[exception]]\nname = \"x\"\nnam = \"x\"\nsource = [\"10.0.0.1/8\"]\nexpires = 1\n",
+        );
     }
     let started = Instant::now();
     let report = report(&text);

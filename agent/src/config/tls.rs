@@ -133,11 +133,13 @@ impl Decoder<'_> {
             if floor <= required {
                 let title = format!("`observe` is not above what is required, `{required}`");
                 let help = "observe tells what a higher floor would refuse: write a higher one, or leave it out";
-                let label = require.map_or_else(String::new, |require| {
-                    let origin = self.layers.origin(require.span().start);
-                    format!("`require` is at {origin}")
-                });
-                self.wrong(value.span(), title, &label, help);
+                match require {
+                    Some(require) => {
+                        let other = ("`require` is", require.span().start);
+                        self.contradiction(value.span(), title, other, help);
+                    }
+                    None => self.wrong(value.span(), title, "", help),
+                }
             }
         }
         own

@@ -51,11 +51,10 @@ impl Decoder<'_> {
             );
         } else if let Some(first) = names.insert(name.clone(), at.start) {
             let title = format!("two sections are named `{name}`");
-            let label = format!("the first is at {}", self.layers.origin(first));
-            self.wrong(
+            self.contradiction(
                 at,
                 title,
-                &label,
+                ("the first is", first),
                 "give each its own name: records tell them apart by it",
             );
         }
@@ -220,6 +219,24 @@ impl Decoder<'_> {
             at,
             title: bounded(title),
             label: label.to_owned(),
+            help: help.to_owned(),
+        });
+    }
+
+    /// What contradicts something else, and where that stands.
+    pub(super) fn contradiction(
+        &mut self,
+        at: Range<usize>,
+        title: String,
+        (other, place): (&str, usize),
+        help: &str,
+    ) {
+        let layers = self.layers;
+        // The line is counted for what is shown only: a file may have a great many.
+        self.problems.push(move || Problem {
+            at,
+            title: bounded(title),
+            label: format!("{other} at {}", layers.origin(place)),
             help: help.to_owned(),
         });
     }

@@ -110,8 +110,10 @@ fn exception(new: ExceptAdd, now: Timestamp) -> Result<NewException> {
     let expires = match (new.expires, new.length) {
         (Some(expires), _) => expires,
         (None, Some(length)) => {
-            let begin = new.not_before.as_deref().map(edit::instant_of_begin);
-            let begin = begin.transpose().map_err(|error| anyhow!("{error}"))?;
+            let begin = new.not_before.as_deref().map(edit::begin_at);
+            let begin = begin
+                .transpose()
+                .map_err(|error| anyhow!("--not-before: {error}"))?;
             edit::end_in(begin.unwrap_or(now), length).map_err(|error| anyhow!("--for: {error}"))?
         }
         (None, None) => bail!("neither --expires nor --for says when it ends"),
@@ -163,7 +165,7 @@ fn change(
     });
     // With `changes` in it the report points at lines that are not in the file yet; it shows them.
     let checked = Config::check(layers, now, PastDates::Refuse)?;
-    let changed = Changed::make(changes)?;
+    let made = Changed::make(changes)?;
     match apply(&control) {
         Applied::Yes(version, warnings) => {
             for warning in warnings {
@@ -181,7 +183,7 @@ fn change(
             Ok(Exit::Ok)
         }
         Applied::No(error) => {
-            changed.undo()?;
+            made.undo()?;
             // What it has refused is no more: its status is not to say so on.
             if let Applied::No(error) = apply(&control) {
                 complain(&error);
@@ -349,8 +351,10 @@ fn show(entries: &[Entry], json: bool, none: &str) -> Result<()> {
     if entries.is_empty() {
         return print(&format!("{none}\n"));
     }
-    let text: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
-    print(&text)
+    for entry in entries {
+        print(&format!("{entry}\n"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
