@@ -173,7 +173,7 @@ pub struct ExceptAdd {
     /// Users; without it any user
     #[arg(long, value_name = "USER", num_args = 1..)]
     pub user: Vec<String>,
-    /// Name of a [[server]]; without it any server
+    /// Name of a server with settings of its own; without it any server
     #[arg(long)]
     pub server: Option<String>,
     /// When it begins: a date (UTC) or a time with its offset; without it at once

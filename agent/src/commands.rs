@@ -90,6 +90,10 @@ fn check(file: &Path) -> Result<Exit> {
     for warning in &loaded.warnings {
         complain(&format!("warning: {warning}"));
     }
+    let files = match loaded.layers.files().count() {
+        1 => String::new(),
+        files => format!(", in {files} files"),
+    };
     let config = loaded.config;
     // No mistake of the file: it may be checked elsewhere, or as a user who may not write there.
     if let Err(error) = AuditSink::examine(&config.audit) {
@@ -98,7 +102,7 @@ fn check(file: &Path) -> Result<Exit> {
         ));
     }
     print(&format!(
-        "{}: good: {}, {} servers with settings of their own, {} exceptions\n",
+        "{}: good: {}, {} servers with settings of their own, {} exceptions{files}\n",
         file.display(),
         config.mode_of(0).as_str(),
         config.servers.len(),

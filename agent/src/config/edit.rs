@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
 use toml_edit::{ArrayOfTables, DatetimeParseError, DocumentMut, Item, Table, Value, value};
 
+use super::show::quoted;
 use super::value::{begin_of, end_of, network};
 
 /// What stands above the first exception of a file that did not exist.
@@ -49,7 +50,7 @@ pub enum EditError {
 pub fn add(text: &str, new: &NewException) -> Result<String, EditError> {
     let mut document = parse(text)?;
     let mut table = Table::new();
-    table.insert("name", value(&new.name));
+    table.insert("name", value(text_of(&new.name)?));
     table.insert(
         "source",
         value(
@@ -60,17 +61,19 @@ pub fn add(text: &str, new: &NewException) -> Result<String, EditError> {
         ),
     );
     if !new.users.is_empty() {
-        table.insert("user", value(new.users.iter().collect::<Value>()));
+        let users = new.users.iter().map(|user| text_of(user));
+        let users: Value = users.collect::<Result<Vec<_>, _>>()?.into_iter().collect();
+        table.insert("user", value(users));
     }
     if let Some(server) = &new.server {
-        table.insert("server", value(server));
+        table.insert("server", value(text_of(server)?));
     }
     if let Some(begin) = &new.not_before {
         table.insert("not_before", date(begin)?);
     }
     table.insert("expires", date(&new.expires)?);
-    table.insert("owner", value(&new.owner));
-    table.insert("reason", value(&new.reason));
+    table.insert("owner", value(text_of(&new.owner)?));
+    table.insert("reason", value(text_of(&new.reason)?));
     let is_first = text.trim().is_empty();
     table.decor_mut().set_prefix(if is_first {
         format!("{HEAD}\n")
@@ -154,6 +157,13 @@ fn joined(first: &str, second: &str) -> String {
 
 fn parse(text: &str) -> Result<DocumentMut, EditError> {
     text.parse()
+        .map_err(|error: toml_edit::TomlError| EditError::Syntax(error.to_string()))
+}
+
+/// On one line, and nothing in it can disturb the terminal of who reads the file.
+fn text_of(text: &str) -> Result<Value, EditError> {
+    quoted(text)
+        .parse()
         .map_err(|error: toml_edit::TomlError| EditError::Syntax(error.to_string()))
 }
 
@@ -393,6 +403,7 @@ path = \"-\"
     #[test]
     fn text_that_would_break_out_of_its_string_does_not() {
         let mut odd = new("a");
+        odd.users = vec!["e\u{9b}1m\u{202e}\nx".to_owned()];
         odd.reason = "\"\"\"'''\\ \u{1b}[2J\n[[exception]]\nname = \"b\"".to_owned();
         let text = add("", &odd).unwrap();
         let document: DocumentMut = text.parse().unwrap();
@@ -406,6 +417,9 @@ path = \"-\"
             .and_then(|one| one.get("reason"))
             .and_then(Item::as_str);
         assert_eq!(reason, Some(odd.reason.as_str()));
+        let disturbs = |c| c != '\n' && crate::login::disturbs(c);
+        assert!(!text.contains(disturbs), "{text:?}");
+        assert_eq!(text.lines().count(), 10, "a line each: {text}");
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Layers {
         above.saturating_sub(1)
     }
 
-    /// All layers as one text, from which [`Self::kept`] makes them again.
+    /// All layers as one text, from which [`super::Config::recall`] makes them again.
     #[must_use]
     pub fn keep(&self) -> String {
         let mut kept = String::new();

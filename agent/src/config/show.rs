@@ -236,9 +236,6 @@ impl Effective {
         if self.with_origin {
             all.insert("layers".to_owned(), json!(self.layers));
         }
-        for name in ["server", "exception"] {
-            all.insert(name.to_owned(), json!([]));
-        }
         for section in &self.sections {
             let settings = section.settings.iter().map(|setting| {
                 let value = setting.value.as_ref().map(|(_, value)| value.clone());
@@ -254,7 +251,11 @@ impl Effective {
                 (Some(name), _) => {
                     all.insert(name.to_owned(), Json::Object(settings.collect()));
                 }
-                (None, _) => all.extend(settings),
+                (None, _) => {
+                    all.extend(settings);
+                    // They are arrays also where nothing is in them.
+                    all.extend(["server", "exception"].map(|name| (name.to_owned(), json!([]))));
+                }
             }
         }
         Json::Object(all)

@@ -163,8 +163,9 @@ fn change(
     let layers = changes.iter().fold(loaded.layers, |layers, change| {
         layers.with(&change.path, change.after.clone())
     });
-    // With `changes` in it the report points at lines that are not in the file yet; it shows them.
-    let checked = Config::check(layers, now, PastDates::Refuse)?;
+    let checked = Config::check(layers, now, PastDates::Refuse).inspect_err(|_| {
+        complain("note: nothing was written; the lines below are those that the files would have");
+    })?;
     let made = Changed::make(changes)?;
     match apply(&control) {
         Applied::Yes(version, warnings) => {
