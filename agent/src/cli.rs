@@ -142,7 +142,7 @@ pub enum ExceptCommand {
     },
     /// List the exceptions that end soon or have ended; exit 1 if there are any
     #[command(
-        after_help = "Example:\n  musttls except expiring --within 30d || mail -s 'exceptions end' dba@example.com"
+        after_help = "Example:\n  musttls except expiring --within 30d || logger -p daemon.warning 'exceptions of musttls end soon'"
     )]
     Expiring {
         /// How soon

@@ -5,10 +5,12 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use musttls_tests::agent::{Agent, Home};
+use musttls_tests::place::{self, Scratch};
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{Options, Product};
 use musttls_tests::site::Site;
@@ -234,4 +236,26 @@ fn exception_made_while_no_agent_runs_holds_from_its_start() {
     assert_eq!(plaintext(&site), None);
     let shown = except(agent.home(), "list --json").1;
     assert!(shown.contains("50-exceptions.toml"), "{shown}");
+}
+
+#[test]
+fn agent_that_reads_other_files_is_not_taken_for_theirs() {
+    let agent = Agent::start(ENFORCE).unwrap();
+    let elsewhere = Scratch::new().unwrap();
+    let main = elsewhere.join("musttls.toml");
+    fs::copy(agent.home().config(), &main).unwrap();
+    let words = add("legacy", [192, 0, 2, 1].into());
+    let output = Command::new(place::agent_binary().unwrap())
+        .arg("except")
+        .args(words.split(' '))
+        .arg("--config")
+        .arg(&main)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let theirs = format!("--config {}", agent.home().config().display());
+    assert!(text.contains(&theirs), "{text}");
+    assert!(!elsewhere.join("conf.d/50-exceptions.toml").exists());
+    assert_eq!(in_force(&agent), 0);
 }

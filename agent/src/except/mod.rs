@@ -6,6 +6,7 @@
 mod store;
 
 use std::fmt;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -160,6 +161,7 @@ fn change(
     let loaded = Config::load(main, now, PastDates::Warn)?;
     let changes = edit(&loaded)?;
     let control = loaded.config.control.clone();
+    is_of_the_agent(main, &control)?;
     let layers = changes.iter().fold(loaded.layers, |layers, change| {
         layers.with(&change.path, change.after.clone())
     });
@@ -202,6 +204,30 @@ fn change(
             )
         }),
     }
+}
+
+/// That an agent which answers reads these files: one that reads others would say that all is well.
+fn is_of_the_agent(main: &Path, control: &Path) -> Result<()> {
+    let Ok(Answer::Status(status)) = control::ask(control, control::Command::Status) else {
+        // None runs, or it will say so when it is asked to reload.
+        return Ok(());
+    };
+    // Where the agent was started is not known.
+    let theirs = Path::new(&status.policy.name);
+    if theirs.is_relative() {
+        return Ok(());
+    }
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if real(theirs) != real(main) {
+        bail!(
+            "the agent that answers at {} reads {}, not {}; nothing was written\n  help: name its file: --config {}",
+            control.display(),
+            theirs.display(),
+            main.display(),
+            theirs.display()
+        );
+    }
+    Ok(())
 }
 
 /// What the agent made of it.
