@@ -8,6 +8,8 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as SocketName, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -317,6 +319,29 @@ fn session_that_starts_its_server_is_gated() {
         );
         assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
     }
+}
+
+/// Any user may bind a Unix socket to any bytes, and procfs lists it beside the server's.
+#[test]
+fn names_of_other_sockets_hide_no_server() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let bind = |name: &[u8]| {
+        let name = SocketName::from_abstract_name(name).unwrap();
+        net.db
+            .run(|| UnixDatagram::bind_addr(&name))
+            .unwrap()
+            .unwrap()
+    };
+    let _others = [
+        bind(b"\xff\xfe\x80"),
+        bind(b"\n: : :\n0: 1 0 00010000 1 1 1 /x\n"),
+    ];
+    let agent = Agent::start(ENFORCE).unwrap();
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+    let status = agent.status().unwrap();
+    let unix = status["servers"][0]["unix"].as_array().unwrap();
+    assert_eq!(unix.len(), 1, "{status}");
 }
 
 /// Neither server sets `SO_REUSEPORT` itself: a service manager does. The kernel spreads the sessions of

@@ -6,10 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use procfs::net::{TcpState, UnixState};
+use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process};
 
-use super::{Listener, OTHER_PROTOCOLS, Protocol, Server, UnixListener};
+use super::{Listener, OTHER_PROTOCOLS, Protocol, Server, UnixListener, unix_table};
 use crate::socket::{self, Kind};
 
 /// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
@@ -194,19 +194,14 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         }
     }
     let mut unix = Vec::new();
-    for entry in process.unix()? {
-        listed.insert(entry.inode);
-        // A listening socket is unconnected, and has a name; so is one that is only bound, which gets no
-        // sessions.
-        let listens = entry.state == UnixState::UNCONNECTED;
-        if let (true, Some(path), Some(&fd)) = (listens, entry.path, sockets.get(&entry.inode)) {
-            unix.push(UnixListener {
-                path,
-                fd,
-                inode: entry.inode,
-            });
+    let mut named = unix_table::read(process.pid())?;
+    for (&inode, &fd) in &sockets {
+        if let Some(name) = named.remove(&inode) {
+            listed.insert(inode);
+            unix.extend(name.map(|path| UnixListener { path, fd, inode }));
         }
     }
+    unix.sort_unstable_by_key(|listener| listener.inode);
     let unlisted = sockets
         .iter()
         .filter(|(inode, _)| !listed.contains(inode))

@@ -10,6 +10,7 @@
 mod discovery;
 mod tag;
 pub mod unix;
+mod unix_table;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
