@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use jiff::Span;
+use musttls_common::verdict::Mode;
 
 use crate::config;
 
@@ -81,12 +82,73 @@ pub enum Command {
         #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// Show the modes, or set one: observe (report plaintext logins) or enforce (refuse them)
+    #[command(after_help = MODE_EXAMPLES)]
+    Mode {
+        /// The mode; without it the modes are shown
+        mode: Option<ModeName>,
+        /// Name of a [[server]]; without it, all without a mode of their own
+        #[arg(requires = "mode")]
+        server: Option<String>,
+        /// Go back to the mode before after this time, also if the agent ends meanwhile: 30m, 2h, 1d
+        #[arg(long = "for", value_name = "SPAN", value_parser = config::edit::length, requires = "mode")]
+        length: Option<Span>,
+        /// Enforce: without it, it is only said what would be done
+        #[arg(long, requires = "mode")]
+        execute: bool,
+        /// Main configuration file
+        #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Refuse nothing from now on: all servers in observe mode, whatever the configuration says
+    #[command(after_help = PANIC_EXAMPLES)]
+    Panic {
+        /// Take it back: servers are in their own modes again
+        #[arg(long)]
+        end: bool,
+        /// Main configuration file
+        #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// Make the running agent read its configuration again; a bad file changes nothing
     Reload {
         /// Whom to ask.
         #[command(flatten)]
         control: Control,
     },
+}
+
+const MODE_EXAMPLES: &str = "\
+Examples:
+  musttls mode                                  # which server is in which mode
+  musttls mode enforce orders --for 30m --execute
+  musttls mode enforce --execute
+  musttls mode observe orders";
+
+const PANIC_EXAMPLES: &str = "\
+Examples:
+  musttls panic
+  musttls panic --end";
+
+/// A mode, as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeName {
+    /// Report plaintext logins
+    Observe,
+    /// Refuse them
+    Enforce,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Observe => Self::Observe,
+            ModeName::Enforce => Self::Enforce,
+        }
+    }
 }
 
 /// What to do with a configuration.

@@ -12,7 +12,8 @@ use crate::console::{complain, print, print_json};
 use crate::control::{self, Answer, NotRunning};
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
-use crate::{clock, daemon, doctor, except, scan};
+use crate::mode::Order;
+use crate::{clock, daemon, doctor, except, mode, scan};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -60,6 +61,29 @@ pub fn run(command: Command) -> Result<Exit> {
                 },
         } => show(&file, origin, output.json),
         Command::Except { command, config } => except::run(&config, command),
+        Command::Mode {
+            mode: None,
+            config,
+            output,
+            ..
+        } => mode::show(&config, output.json),
+        Command::Mode {
+            mode: Some(name),
+            server,
+            length,
+            execute,
+            config,
+            ..
+        } => mode::set(
+            &config,
+            &Order {
+                mode: name.into(),
+                server,
+                length,
+                execute,
+            },
+        ),
+        Command::Panic { end, config } => mode::panic(&config, end),
         Command::Reload { control } => reload(&control.socket),
         Command::KillPlaintext {
             execute,

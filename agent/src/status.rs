@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::bypass;
+use crate::config::Config;
 use crate::confine::Confinement;
 
 /// The state of a running agent. Field names are stable; fields may be added.
@@ -231,6 +232,18 @@ pub struct ModeEnd {
     pub at_ms: i64,
     /// The mode from then on.
     pub then: String,
+}
+
+impl ModeEnd {
+    /// The end of the mode of an entry in the table of servers.
+    #[must_use]
+    pub fn of(config: &Config, index: u16) -> Option<Self> {
+        let (_, end) = config.timed_mode_of(index);
+        end.map(|end| Self {
+            at_ms: end.at.as_millisecond(),
+            then: end.then.as_str().to_owned(),
+        })
+    }
 }
 
 impl fmt::Display for ModeEnd {

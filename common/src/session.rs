@@ -323,7 +323,7 @@ impl SocketRecord {
 
     /// The record of such a session once its server is in enforce mode; from then on it is like one older than the gate.
     #[must_use]
-    pub fn let_through(self, server: u16) -> Self {
+    pub const fn let_through(self, server: u16) -> Self {
         let in_the_clear = match Reason::from_u8(self.reason) {
             Some(
                 Reason::NoClientSsl

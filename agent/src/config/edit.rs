@@ -1,9 +1,12 @@
-//! Edits of a file's text: an exception more, an exception less, and all else as it was, comments too.
+//! Edits of a file's text: an exception more, an exception less, another mode, and all else as it was, comments too.
 
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
-use toml_edit::{ArrayOfTables, DatetimeParseError, DocumentMut, Item, Table, Value, value};
+use musttls_common::verdict::Mode;
+use toml_edit::{
+    ArrayOfTables, Datetime, DatetimeParseError, DocumentMut, Item, Table, Value, value,
+};
 
 use super::show::quoted;
 use super::value::{begin_of, end_of, network};
@@ -32,6 +35,15 @@ pub struct NewException {
     pub reason: String,
 }
 
+/// A mode that is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMode {
+    /// The mode.
+    pub mode: Mode,
+    /// When it ends, as [`end_in`] has made it, and the mode from then on.
+    pub end: Option<(String, Mode)>,
+}
+
 /// Why a text cannot be edited.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
@@ -44,6 +56,9 @@ pub enum EditError {
     /// There is no such exception in it.
     #[error("it has no exception of this name")]
     Absent,
+    /// There is no such server in it.
+    #[error("it has no [[server]] section of this name")]
+    NoServer,
 }
 
 /// `text` with the exception behind those that it has.
@@ -129,6 +144,67 @@ pub fn remove(text: &str, name: &str) -> Result<String, EditError> {
     Ok(document.to_string())
 }
 
+/// `text` with another mode, at its top or in the section of a server.
+pub fn set_mode(text: &str, server: Option<&str>, new: &NewMode) -> Result<String, EditError> {
+    let mut document = parse(text)?;
+    let table = match server {
+        None => document.as_table_mut(),
+        Some(name) => server_of(&mut document, name).ok_or(EditError::NoServer)?,
+    };
+    set(table, "mode", new.mode.as_str().into());
+    if let Some((until, then)) = &new.end {
+        let until: Datetime = until
+            .parse()
+            .map_err(|error: DatetimeParseError| EditError::Syntax(error.to_string()))?;
+        set(table, "mode_until", until.into());
+        set(table, "mode_then", then.as_str().into());
+    } else {
+        drop_end(table);
+    }
+    Ok(document.to_string())
+}
+
+/// `text` without the end of the mode at its top, which another file sets; `None` if it has none.
+pub fn drop_mode_end(text: &str) -> Result<Option<String>, EditError> {
+    let mut document = parse(text)?;
+    let had = drop_end(document.as_table_mut());
+    Ok(had.then(|| document.to_string()))
+}
+
+/// Whether `text` sets the mode at its top.
+pub fn sets_mode(text: &str) -> Result<bool, EditError> {
+    Ok(parse(text)?.contains_key("mode"))
+}
+
+/// Whether `text` has the section of this server.
+pub fn has_server(text: &str, name: &str) -> Result<bool, EditError> {
+    Ok(server_of(&mut parse(text)?, name).is_some())
+}
+
+fn server_of<'d>(document: &'d mut DocumentMut, name: &str) -> Option<&'d mut Table> {
+    let servers = document.get_mut("server")?.as_array_of_tables_mut()?;
+    let is_named = |table: &&mut Table| table.get("name").and_then(Item::as_str) == Some(name);
+    servers.iter_mut().find(is_named)
+}
+
+/// Sets a key; what stands around its value stays.
+fn set(table: &mut Table, key: &str, mut new: Value) {
+    match table.get_mut(key).and_then(Item::as_value_mut) {
+        Some(value) => {
+            *new.decor_mut() = value.decor().clone();
+            *value = new;
+        }
+        None => {
+            table.insert(key, Item::Value(new));
+        }
+    }
+}
+
+fn drop_end(table: &mut Table) -> bool {
+    let keys = ["mode_until", "mode_then"];
+    keys.map(|key| table.remove(key).is_some()).contains(&true)
+}
+
 /// What of the lines above a section is not about it: all up to the last empty line.
 fn not_about_it(prefix: &str) -> &str {
     let mut end = 0;
@@ -171,7 +247,7 @@ fn date(text: &str) -> Result<Item, EditError> {
     if text == NEVER {
         return Ok(value(NEVER));
     }
-    let date: toml_edit::Datetime = text
+    let date: Datetime = text
         .parse()
         .map_err(|error: DatetimeParseError| EditError::Syntax(error.to_string()))?;
     Ok(value(date))
@@ -216,6 +292,15 @@ pub fn begin_at(text: &str) -> Result<Timestamp, String> {
         .parse()
         .map_err(|error: DatetimeParseError| format!("{HELP} ({error})"))?;
     begin_of(&date)
+}
+
+/// The first instant behind an end that [`end`] has taken; `None` for `never`.
+pub fn end_at(text: &str) -> Result<Option<Timestamp>, String> {
+    if text == NEVER {
+        return Ok(None);
+    }
+    let date = text.parse().map_err(|_| format!("`{text}` is no date"))?;
+    end_of(&date).map(Some)
 }
 
 /// Takes a length of time: `14d`, `2w`, `12h`, `1mo`.
@@ -386,6 +471,59 @@ path = \"-\"
             assert!(both.contains(kept), "{kept} not in\n{both}");
         }
         assert!(!both.contains("About a."), "{both}");
+    }
+
+    #[test]
+    fn a_mode_is_set_where_it_stands() {
+        let text = "\
+# The mode.
+mode = \"observe\" # for now
+require = \"tls1.2\"
+
+# About orders.
+[[server]]
+name = \"orders\"
+mode = \"observe\"
+mode_until = 2026-11-01
+mode_then = \"enforce\"
+";
+        let enforce = NewMode {
+            mode: Mode::Enforce,
+            end: None,
+        };
+        assert_eq!(
+            set_mode(text, None, &enforce).unwrap(),
+            text.replacen("\"observe\"", "\"enforce\"", 1)
+        );
+        let orders = set_mode(text, Some("orders"), &enforce).unwrap();
+        assert!(
+            orders
+                .ends_with("# About orders.\n[[server]]\nname = \"orders\"\nmode = \"enforce\"\n"),
+            "{orders}"
+        );
+        let timed = NewMode {
+            end: Some(("2026-11-23T15:00:00Z".to_owned(), Mode::Observe)),
+            ..enforce.clone()
+        };
+        let timed = set_mode(text, None, &timed).unwrap();
+        let end = "mode_until = 2026-11-23T15:00:00Z\nmode_then = \"observe\"\n\n# About orders.\n[[server]]";
+        assert!(timed.contains(end), "{timed}");
+        let dropped = drop_mode_end(&timed).unwrap().unwrap();
+        assert_eq!(dropped, set_mode(text, None, &enforce).unwrap());
+        assert_eq!(drop_mode_end(text), Ok(None));
+        assert_eq!(
+            set_mode("", None, &enforce).unwrap(),
+            "mode = \"enforce\"\n"
+        );
+        assert_eq!(
+            set_mode(text, Some("other"), &enforce),
+            Err(EditError::NoServer)
+        );
+        assert_eq!(has_server(text, "orders"), Ok(true));
+        assert_eq!(
+            (sets_mode(text), sets_mode("[audit]\n")),
+            (Ok(true), Ok(false))
+        );
     }
 
     #[test]

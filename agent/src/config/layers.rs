@@ -127,6 +127,18 @@ impl Layers {
         layers
     }
 
+    /// The same without the file at `path`.
+    #[must_use]
+    pub fn without(self, path: &Path) -> Self {
+        let mut layers = Self::default();
+        for layer in self.files {
+            if layer.path != path {
+                layers.push(layer.path, layer.text, layer.is_drop_in);
+            }
+        }
+        layers
+    }
+
     /// The files, lowest first.
     pub fn files(&self) -> impl Iterator<Item = &Layer> {
         self.files.iter()

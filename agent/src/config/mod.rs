@@ -197,10 +197,10 @@ pub enum AuditTarget {
 /// What to do about an exception that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PastDates {
-    /// A person is at hand (`config check`, reload): a past date is an error.
+    /// `config check`: a past date is an error.
     Refuse,
-    /// The daemon starts, perhaps after a reboot at night: it warns and leaves the exception out,
-    /// because an exception that has ended must not keep the gate from starting.
+    /// The daemon starts or reads its configuration again: it warns and leaves the exception out, because one that has ended must
+    /// not stand in the way of anything else (ADR 0007).
     Warn,
 }
 
@@ -359,6 +359,13 @@ impl Config {
         server
             .and_then(|server| Some((server.mode?, server.mode_end)))
             .unwrap_or((self.mode, self.mode_end))
+    }
+
+    /// Whether an entry in the table of servers has a mode of its own.
+    #[must_use]
+    pub fn has_mode(&self, index: u16) -> bool {
+        self.server(index)
+            .is_some_and(|server| server.mode.is_some())
     }
 
     /// Whether a mode is over at `now`.

@@ -99,7 +99,7 @@ impl Daemon {
                 continue;
             }
             let named = config.indices().any(|named| named == index);
-            let server = if named { &*config } else { former }.server_name(index);
+            let server = if named { &config } else { former }.server_name(index);
             tracing::warn!(
                 server,
                 from = from.as_str(),
@@ -176,7 +176,7 @@ impl Daemon {
     }
 
     fn try_reload(&mut self, now: Timestamp) -> Result<Vec<String>> {
-        let loaded = Config::load(&self.path, now, PastDates::Refuse)?;
+        let loaded = Config::load(&self.path, now, PastDates::Warn)?;
         let mut warnings = loaded.warnings;
         let mut config = loaded.config;
         for (same, key) in [

@@ -7,18 +7,10 @@ use musttls_common::verdict::Hold;
 
 use super::Daemon;
 use super::recorder::losses::at;
-use crate::config::{AuditTarget, Config};
+use crate::config::AuditTarget;
 use crate::datapath::UnixProbe;
 use crate::servers;
 use crate::status::{Alarm, Audit, Confined, Coverage, Listener, ModeEnd, Policy, Server, Status};
-
-fn mode_end(config: &Config, index: u16) -> Option<ModeEnd> {
-    let (_, end) = config.timed_mode_of(index);
-    end.map(|end| ModeEnd {
-        at_ms: end.at.as_millisecond(),
-        then: end.then.as_str().to_owned(),
-    })
-}
 
 impl Daemon {
     pub(super) fn status(&mut self) -> Status {
@@ -34,7 +26,7 @@ impl Daemon {
                 name: self.path.display().to_string(),
                 version: self.policy_version,
                 mode: self.config.mode_of(0).as_str().to_owned(),
-                mode_end: mode_end(&self.config, 0),
+                mode_end: ModeEnd::of(&self.config, 0),
                 panic: self.config.panic,
                 exceptions: self.compiled.holding.iter().filter(|holds| **holds).count(),
                 rejected: self.rejected.clone(),
@@ -113,7 +105,7 @@ impl Daemon {
                 protocol: listener.protocol.as_str().to_owned(),
                 settings: self.config.server_name(index).to_owned(),
                 mode: self.config.mode_of(index).as_str().to_owned(),
-                mode_end: mode_end(&self.config, index),
+                mode_end: ModeEnd::of(&self.config, index),
                 covered: listener.is_covered(),
                 reason: if listener.protocol.is_judged() {
                     listener.uncovered.clone()

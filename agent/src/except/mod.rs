@@ -1,28 +1,20 @@
 //! `musttls except`: exceptions are added to the files and removed from them, and the running agent applies that.
-//!
-//! A change is either in the files and in force, or nothing has happened: it is checked as a whole before a file is touched, and
-//! put back if the running agent does not take it. Where no agent runs, it holds from the next start on.
-
-mod store;
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use ipnet::IpNet;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 
 use crate::cli::{ExceptAdd, ExceptCommand, Exit};
 use crate::clock;
-use crate::config::edit::{self, EditError, NewException};
+use crate::config::edit::{self, NewException};
 use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins};
 use crate::console::{complain, print, print_json};
-use crate::control::{self, Answer, NotRunning};
-use crate::error::Failed;
+use crate::edits::{Change, change, not_edited, text_of};
 use crate::login::printable;
-use store::{Change, Changed, Lock};
 
 /// The file that new exceptions go to, in the directory of those laid over the main file.
 const FILE: &str = "50-exceptions.toml";
@@ -61,14 +53,13 @@ fn add(main: &Path, new: ExceptAdd) -> Result<Exit> {
                 new.name
             );
         }
-        let before = loaded.layers.files().find(|layer| layer.path() == target);
-        let before = before.map(|layer| layer.text().to_owned());
+        let before = text_of(loaded, &target);
         let after = edit::add(before.as_deref().unwrap_or_default(), &new)
             .map_err(|error| not_edited(&target, &error))?;
         Ok(vec![Change {
             path: target.clone(),
             before,
-            after,
+            after: Some(after),
         }])
     };
     let done = format!("exception `{}` added to {}", new.name, target.display());
@@ -87,17 +78,17 @@ fn remove(main: &Path, names: &[String]) -> Result<Exit> {
             };
             let path = origin.path;
             if !changes.iter().any(|change| change.path == path) {
-                let before = loaded.layers.files().find(|layer| layer.path() == path);
-                let before = before.map(|layer| layer.text().to_owned());
+                let before = text_of(loaded, &path);
                 changes.push(Change {
                     path: path.clone(),
-                    after: before.clone().unwrap_or_default(),
+                    after: before.clone(),
                     before,
                 });
             }
             for change in changes.iter_mut().filter(|change| change.path == path) {
-                change.after =
-                    edit::remove(&change.after, name).map_err(|error| not_edited(&path, &error))?;
+                let text = change.after.as_deref().unwrap_or_default();
+                let after = edit::remove(text, name).map_err(|error| not_edited(&path, &error))?;
+                change.after = Some(after);
             }
         }
         Ok(changes)
@@ -119,6 +110,12 @@ fn exception(new: ExceptAdd, now: Timestamp) -> Result<NewException> {
         }
         (None, None) => bail!("neither --expires nor --for says when it ends"),
     };
+    let end = edit::end_at(&expires).map_err(|error| anyhow!("--expires: {error}"))?;
+    if let Some(end) = end
+        && end <= now
+    {
+        bail!("--expires: it would have ended on {end}");
+    }
     Ok(NewException {
         name: new.name,
         source: new.source,
@@ -144,117 +141,6 @@ fn everyone(source: &[IpNet]) -> Option<&'static str> {
 
 fn find<'l>(loaded: &'l Loaded, name: &str) -> Option<(&'l Exception, Origin)> {
     loaded.exceptions().find(|(one, _)| one.name == name)
-}
-
-fn not_edited(path: &Path, error: &EditError) -> anyhow::Error {
-    anyhow!("cannot edit {}: {error}", path.display())
-}
-
-/// Changes the files and has the running agent apply that; `done` says what was done.
-fn change(
-    main: &Path,
-    now: Timestamp,
-    edit: impl FnOnce(&Loaded) -> Result<Vec<Change>>,
-    done: &str,
-) -> Result<Exit> {
-    let _lock = Lock::take(&drop_ins(main))?;
-    let loaded = Config::load(main, now, PastDates::Warn)?;
-    let changes = edit(&loaded)?;
-    let control = loaded.config.control.clone();
-    is_of_the_agent(main, &control)?;
-    let layers = changes.iter().fold(loaded.layers, |layers, change| {
-        layers.with(&change.path, change.after.clone())
-    });
-    let checked = Config::check(layers, now, PastDates::Refuse).inspect_err(|_| {
-        complain("note: nothing was written; the lines below are those that the files would have");
-    })?;
-    let made = Changed::make(changes)?;
-    match apply(&control) {
-        Applied::Yes(version, warnings) => {
-            for warning in warnings {
-                complain(&format!("warning: {warning}"));
-            }
-            print(&format!("{done}; policy version {version} is in force\n"))?;
-            Ok(Exit::Ok)
-        }
-        Applied::NoAgent(why) => {
-            for warning in checked.warnings {
-                complain(&format!("warning: {warning}"));
-            }
-            complain(&format!("note: {why}"));
-            print(&format!("{done}; it holds when an agent is started\n"))?;
-            Ok(Exit::Ok)
-        }
-        Applied::No(error) => {
-            made.undo()?;
-            // What it has refused is no more: its status is not to say so on.
-            if let Applied::No(error) = apply(&control) {
-                complain(&error);
-            }
-            complain(&error);
-            complain(
-                "The running agent did not take it: the files are as they were, and the old policy stays in force.",
-            );
-            Ok(Exit::Config)
-        }
-        Applied::Unknown(error) => Err(error).with_context(|| {
-            Failed::new(
-                format!("{done}; but whether the running agent applies it is not known"),
-                "musttls reload says so; musttls except list shows what is in the files",
-            )
-        }),
-    }
-}
-
-/// That an agent which answers reads these files: one that reads others would say that all is well.
-fn is_of_the_agent(main: &Path, control: &Path) -> Result<()> {
-    let Ok(Answer::Status(status)) = control::ask(control, control::Command::Status) else {
-        // None runs, or it will say so when it is asked to reload.
-        return Ok(());
-    };
-    // Where the agent was started is not known.
-    let theirs = Path::new(&status.policy.name);
-    if theirs.is_relative() {
-        return Ok(());
-    }
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    if real(theirs) != real(main) {
-        bail!(
-            "the agent that answers at {} reads {}, not {}; nothing was written\n  help: name its file: --config {}",
-            control.display(),
-            theirs.display(),
-            main.display(),
-            theirs.display()
-        );
-    }
-    Ok(())
-}
-
-/// What the agent made of it.
-enum Applied {
-    /// It is in force, with this version.
-    Yes(u32, Vec<String>),
-    /// No agent runs.
-    NoAgent(String),
-    /// The agent refused.
-    No(String),
-    /// It could not be asked, or did not answer.
-    Unknown(anyhow::Error),
-}
-
-fn apply(control: &Path) -> Applied {
-    match control::ask(control, control::Command::Reload) {
-        Ok(Answer::Reloaded {
-            policy_version,
-            warnings,
-        }) => Applied::Yes(policy_version, warnings),
-        Ok(Answer::Rejected { error } | Answer::Error { error }) => Applied::No(error),
-        Ok(other) => Applied::Unknown(anyhow!("the agent answered {other:?} to a reload")),
-        Err(error) if error.is::<NotRunning>() => {
-            Applied::NoAgent(format!("no agent answers at {}", control.display()))
-        }
-        Err(error) => Applied::Unknown(error),
-    }
 }
 
 fn expiring(main: &Path, within: Span, json: bool) -> Result<Exit> {

@@ -103,8 +103,6 @@ fn what_would_be_wrong_is_not_written() {
     for wrong in [
         format!("{} --server nowhere", add("b")),
         add("require-tls"),
-        add("b").replace("14d", "1h --not-before 2020-01-01"),
-        add("b").replace("--for 14d", "--expires 2020-01-01"),
         add("b").replace("--owner o", "--owner "),
     ] {
         let error = place.run(&wrong).unwrap_err();
@@ -115,6 +113,17 @@ fn what_would_be_wrong_is_not_written() {
         );
         assert!(error.to_string().contains("50-exceptions.toml"), "{error}");
         assert_eq!(place.text(), before, "{wrong}");
+    }
+    for past in [
+        add("b").replace("14d", "1h --not-before 2020-01-01"),
+        add("b").replace("--for 14d", "--expires 2020-01-01"),
+    ] {
+        let error = place.run(&past).unwrap_err().to_string();
+        assert!(
+            error.contains("it would have ended on 2020-01-0"),
+            "{error}"
+        );
+        assert_eq!(place.text(), before, "{past}");
     }
 }
 

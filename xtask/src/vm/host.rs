@@ -60,6 +60,7 @@ const FULL: &[&str] = &[
     "health",
     "honest",
     "listeners",
+    "mode",
     "observe",
     "older",
     "pass",

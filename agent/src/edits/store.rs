@@ -59,7 +59,7 @@ impl Lock {
                     return Err(error).with_context(|| {
                         Failed::new(
                             format!("lock {}", path.display()),
-                            "another musttls edits the exceptions: wait for its end, and try again",
+                            "another musttls edits the configuration: wait for its end, and try again",
                         )
                     });
                 }
@@ -70,11 +70,13 @@ impl Lock {
 
 /// A file that gets another text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) path: PathBuf,
-    /// `None` if there is no such file.
-    pub(super) before: Option<String>,
-    pub(super) after: String,
+pub struct Change {
+    /// The file.
+    pub path: PathBuf,
+    /// Its text; `None` if there is no such file.
+    pub before: Option<String>,
+    /// The text that it gets; `None` if it is removed.
+    pub after: Option<String>,
 }
 
 /// Changes that have been made.
@@ -86,7 +88,8 @@ impl Changed {
     pub(super) fn make(changes: Vec<Change>) -> Result<Self> {
         let mut made = Self(Vec::new());
         for change in changes {
-            let result = is_as_read(&change).and_then(|()| write(&change.path, &change.after));
+            let result =
+                is_as_read(&change).and_then(|()| put(&change.path, change.after.as_deref()));
             if let Err(error) = result {
                 return match made.undo() {
                     Ok(()) => Err(error),
@@ -103,11 +106,7 @@ impl Changed {
     /// Puts the files back as they were.
     pub(super) fn undo(self) -> Result<()> {
         for change in self.0.into_iter().rev() {
-            match &change.before {
-                Some(before) => write(&change.path, before),
-                None => fs::remove_file(&change.path).map_err(Into::into),
-            }
-            .with_context(|| {
+            put(&change.path, change.before.as_deref()).with_context(|| {
                 Failed::new(
                     format!("put back {}", change.path.display()),
                     "it is to be put back by hand: musttls config check shows what is in it",
@@ -134,6 +133,15 @@ fn is_as_read(change: &Change) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Gives the file this text, or removes it.
+fn put(path: &Path, text: Option<&str>) -> Result<()> {
+    match text {
+        Some(text) => write(path, text),
+        None => fs::remove_file(path)
+            .with_context(|| Failed::new(format!("remove {}", path.display()), RIGHTS)),
+    }
 }
 
 /// Gives the file another text in one step: who reads it sees the one or the other. Its mode and owner stay.
@@ -191,7 +199,7 @@ mod tests {
         Change {
             path: path.to_owned(),
             before: before.map(str::to_owned),
-            after: after.to_owned(),
+            after: Some(after.to_owned()),
         }
     }
 
