@@ -225,6 +225,24 @@ fn exception_that_begins_while_no_agent_runs_waits_for_one() {
 }
 
 #[test]
+fn next_agent_names_an_exception_of_a_layer_that_is_gone() {
+    let site = site();
+    let mut agent = Agent::start("persist = true\nmode = \"enforce\"").unwrap();
+    let (code, text) = except(agent.home(), &add("legacy", site.net.app.v4()));
+    assert_eq!(code, Some(0), "{text}");
+    agent.kill().unwrap();
+    fs::remove_file(layer(agent.home(), "50-exceptions.toml")).unwrap();
+    assert_eq!(plaintext(&site), None, "the gate judges by the last policy");
+    agent.start_again().unwrap();
+    agent
+        .await_record("of the time without an agent", |record| {
+            record.rule() == "legacy"
+        })
+        .unwrap();
+    assert_eq!(plaintext(&site), Some(REFUSED));
+}
+
+#[test]
 fn exception_made_while_no_agent_runs_holds_from_its_start() {
     let site = site();
     let home = Home::new().unwrap();

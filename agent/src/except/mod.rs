@@ -62,7 +62,17 @@ fn add(main: &Path, new: ExceptAdd) -> Result<Exit> {
             after: Some(after),
         }])
     };
-    let done = format!("exception `{}` added to {}", new.name, target.display());
+    let begins = new.not_before.as_deref();
+    let begins = begins.map_or_else(String::new, |begin| format!(", begins {begin}"));
+    let ends = match new.expires.as_str() {
+        "never" => ", never ends".to_owned(),
+        end => format!(", ends {end}"),
+    };
+    let done = format!(
+        "exception `{}` added to {}{begins}{ends}",
+        new.name,
+        target.display()
+    );
     change(main, now, edit, &done)
 }
 
