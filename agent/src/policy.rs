@@ -44,6 +44,8 @@ pub struct Tables {
     pub times: Vec<RuleTimes>,
     /// Refused cipher suites, each with the set of servers that refuse it, bit by index. Sorted by number.
     pub ciphers: Vec<(u16, u64)>,
+    /// The ports that servers name, each with the index of its server.
+    pub ports: Vec<(u16, u16)>,
 }
 
 /// Compiles `config`.
@@ -77,7 +79,13 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
         abi: ABI_VERSION,
         names_users: u8::from(!users.is_empty()),
         _pad: 0,
+        server: config.unnamed_index(),
+        _pad2: [0; 3],
     };
+    let ports = config.servers.iter().flat_map(|server| {
+        let ports = server.ports.iter();
+        ports.map(|port| (*port, server.index))
+    });
     let times = config
         .exceptions
         .iter()
@@ -99,6 +107,7 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
         users,
         times,
         ciphers: ciphers(config),
+        ports: ports.collect(),
     }
 }
 

@@ -19,7 +19,7 @@ pod! {
     Event = 8 + 8 + 8 + 40 + 4 + 4 + 2 + 2 + 2 + 2 + 4 + 6 + 2 + 20 + 2 + 2 + 4,
     Listener = 2 + 1 + 1 + 4,
     Mark = 8 + 8 * COUNTERS,
-    PolicyRoot = 128 + 4 + 2 + 1 + 1,
+    PolicyRoot = 128 + 4 + 2 + 1 + 1 + 2 + 6,
     RuleSet = 128,
     RuleTimes = 8 + 8,
     ServerPolicy = 128 + 8 + 1 + 1 + 1 + 1 + 2 + 2,

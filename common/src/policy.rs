@@ -168,6 +168,13 @@ pub const fn slot_cipher(slot: u32, cipher: u16) -> u32 {
     slot << 16 | cipher as u32
 }
 
+/// Key of the table of ports: the slot above the port. The value is the index of the server that names it.
+#[must_use]
+#[inline(always)]
+pub const fn slot_port(slot: u32, port: u16) -> u32 {
+    slot << 16 | port as u32
+}
+
 /// What a policy holds once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -182,6 +189,10 @@ pub struct PolicyRoot {
     pub names_users: u8,
     #[doc(hidden)]
     pub _pad: u8,
+    /// The server of ports that no server names.
+    pub server: u16,
+    #[doc(hidden)]
+    pub _pad2: [u16; 3],
 }
 
 /// When an exception holds, by `CLOCK_BOOTTIME` in nanoseconds.

@@ -164,7 +164,8 @@ pub struct SocketRecord {
     pub endpoints: Endpoints,
     /// The walk over exceptions on egress, which has no scratch record.
     pub walk: Walk,
-    /// First sequence number of the client's stream: ISN + 1.
+    /// First sequence number of the client's stream: ISN + 1. Of a listener without a name: when the agent was asked for it last, in
+    /// seconds after boot, and odd; 0 for never.
     pub client_base: u32,
     /// First sequence number of the server's stream: ISN + 1.
     pub server_base: u32,

@@ -96,6 +96,8 @@ fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock)
         emit::count_hold(Hold::NoRecord);
         return Verdict::Hold(Hold::NoRecord).action(policy::mode(known.server));
     };
+    // SAFETY: the helper takes the context of a `cgroup_skb` program; the packet's socket is the listener.
+    record.listener_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     record.abi = musttls_common::ABI_VERSION;
     listener(ctx, sk, record)
 }
@@ -124,12 +126,28 @@ fn unknown_listener(
     };
     record.listener_cookie = cookie;
     record.abi = musttls_common::ABI_VERSION;
+    record.endpoints.server = policy::server_of(port as u16);
+    listener(ctx, sk, record)
+}
+
+/// How long the agent may take to name a listener before it is asked again, in seconds.
+const ASKED_AGAIN: u32 = 5;
+
+/// A packet for a listener that has no name yet: the agent is asked for it, and again if it has not answered. An event may be lost, and what it
+/// could not find out then it may now. Until then what could be a login waits, also where it is none.
+#[inline(always)]
+fn ask(record: &mut SocketRecord, port: u32) {
+    // 0 stands for never.
+    let now = (policy::boottime() / 1_000_000_000) as u32 | 1;
+    if record.client_base != 0 && now.wrapping_sub(record.client_base) < ASKED_AGAIN {
+        return;
+    }
+    record.client_base = now;
     let endpoints = Endpoints {
         server_port: port as u16,
         ..Endpoints::default()
     };
-    emit::listener(cookie, endpoints);
-    listener(ctx, sk, record)
+    emit::listener(record.listener_cookie, endpoints);
 }
 
 /// What a listener is: by its port if that is covered, which may have changed since the last packet; else by its record.
@@ -164,6 +182,10 @@ fn listener(
         // From here on its sessions cost nothing.
         SOCKETS.delete(sk.cast());
         return Action::Pass;
+    }
+    if class == ListenerClass::Pending {
+        // SAFETY: `sk` is not null, and the verifier checks the read.
+        ask(record, unsafe { (*sk).src_port });
     }
     let tcp = packet::tcp(ctx);
     if let Ok(tcp) = &tcp

@@ -250,6 +250,11 @@ pub(crate) static USERS: HashMap<
 /// When each exception begins and ends, by slot and index. See [`ROOTS`].
 #[btf_map]
 pub(crate) static TIMES: Array<RuleTimes, { 2 * MAX_RULES }> = Array::new();
+/// The servers that ports are named by, by slot and port (`musttls_common::policy::slot_port`): the settings of a listener that the
+/// agent has not named yet. Entry: 6 bytes and about 60 of the kernel's. See [`ROOTS`].
+#[btf_map]
+pub(crate) static SERVER_PORTS: HashMap<u32, u16, { 2 * 65_536 }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 /// Refused cipher suites, by slot and number (`musttls_common::policy::slot_cipher`): the servers that refuse each.
 /// Entry: 12 bytes and about 60 of the kernel's. See [`ROOTS`].
 #[btf_map]

@@ -6,13 +6,13 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, PolicyRoot, Round, SLOT_BITS, ServerPolicy, SlotAddress, SlotUser,
-    WALK_ROUNDS, Walk, slot_cipher,
+    WALK_ROUNDS, Walk, slot_cipher, slot_port,
 };
 use musttls_common::proxy::Proxied;
 use musttls_common::session::SocketRecord;
 use musttls_common::verdict::Mode;
 
-use crate::maps::{ACTIVE, CIPHERS, NETWORKS, ROOTS, SERVERS, TIMES, USERS};
+use crate::maps::{ACTIVE, CIPHERS, NETWORKS, ROOTS, SERVER_PORTS, SERVERS, TIMES, USERS};
 use crate::packet::{load_words, store_words};
 
 /// The policy in force, as it applies to one server.
@@ -169,9 +169,21 @@ impl Policy<'_> {
 
 /// `CLOCK_BOOTTIME` in nanoseconds.
 #[inline(always)]
-fn boottime() -> u64 {
+pub(crate) fn boottime() -> u64 {
     // SAFETY: the helper has no requirements.
     unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The index of the server whose settings hold at `port`.
+#[inline(always)]
+pub(crate) fn server_of(port: u16) -> u16 {
+    let Some(slot) = ACTIVE.get(0) else { return 0 };
+    let slot = *slot & 1;
+    // SAFETY: the agent does not change the tables of the slot in force.
+    if let Some(server) = unsafe { SERVER_PORTS.get(slot_port(slot, port)) } {
+        return *server;
+    }
+    ROOTS.get(slot).map_or(0, |root| root.server)
 }
 
 /// The mode for `server`.

@@ -226,6 +226,12 @@ fn pending(
 }
 
 #[inline(always)]
-fn before_greeting(record: &SocketRecord) -> Action {
-    ingress::held(Hold::BeforeGreeting, policy::mode(record.endpoints.server))
+fn before_greeting(record: &mut SocketRecord) -> Action {
+    let action = ingress::held(Hold::BeforeGreeting, policy::mode(record.endpoints.server));
+    if action == Action::Pass {
+        // Observe mode: should the server greet, it is on record.
+        record.client_spoke = 1;
+        record.unjudged = 1;
+    }
+    action
 }

@@ -74,6 +74,7 @@ fn listens(ctx: &SockOpsContext) {
     };
     record.listener_cookie = cookie(ctx);
     record.abi = musttls_common::ABI_VERSION;
+    record.endpoints.server = policy::server_of(field!(ctx.ops, local_port) as u16);
     emit::listener(record.listener_cookie, endpoints(ctx.ops, 0));
 }
 
@@ -132,6 +133,10 @@ fn established(ctx: &SockOpsContext) {
         return;
     }
     record.cookie = cookie(ctx);
+    if class == ListenerClass::Pending {
+        // By the policy of now.
+        record.endpoints.server = policy::server_of(field!(ctx.ops, local_port) as u16);
+    }
     record.endpoints = endpoints(ctx.ops, record.endpoints.server);
     // SAFETY: `ops` is the context the kernel passed, and the socket is a full one in this callback.
     record.client_base = unsafe { (*ctx.ops).rcv_nxt };

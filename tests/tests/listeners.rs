@@ -25,7 +25,7 @@ use musttls_tests::place::{Scratch, output};
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
-use musttls_tests::wire::{ErrorPacket, LoginPacket, REFUSED};
+use musttls_tests::wire::{ErrorPacket, LoginPacket, REFUSED, query};
 use rustix::net::sockopt::set_socket_reuseport;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use serde_json::Value;
@@ -319,6 +319,68 @@ fn session_that_starts_its_server_is_gated() {
         );
         assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
     }
+}
+
+/// Others are only observed. The settings of a listener's port hold from its first session on, whoever names it and when.
+#[test]
+fn settings_of_a_server_hold_before_its_listener_has_a_name() {
+    const ORDERS: &str = "[[server]]\nname = \"orders\"\nports = [3306]\nmode";
+    let net = Net::new().unwrap();
+    let to = SocketAddr::new(net.app.db_v4(), 3306);
+    let ahead = || {
+        let statement = query("SELECT 'ahead of the greeting'");
+        [LoginPacket::new(OPEN_USER).packet_41(), statement].concat()
+    };
+    let mut agent = Agent::start(&format!(
+        "persist = true\nmode = \"observe\"\n{ORDERS} = \"enforce\""
+    ))
+    .unwrap();
+    {
+        let socket = listener(&net.db, 3306);
+        let mut raw = Raw::connect(&net.app, to).unwrap();
+        raw.send(&ahead()).unwrap();
+        let server = activated(&net.db, &socket);
+        agent
+            .await_record("of the login ahead of the greeting", Record::is_denied)
+            .unwrap();
+        let log = server.general_log().unwrap();
+        assert!(!log.contains("ahead of the greeting"), "{log}");
+    }
+    agent.kill().unwrap();
+    {
+        let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+        let mark = evidence::mark(&server).unwrap();
+        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        agent.start_again().unwrap();
+        let answer = raw.receive().unwrap();
+        let number = answer.error().map(|error| error.number);
+        assert_eq!(number, Some(REFUSED), "{answer:?}");
+        assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
+    }
+    // The other way round: nothing is held there, and all is on record.
+    agent
+        .set_policy(&format!("mode = \"enforce\"\n{ORDERS} = \"observe\""))
+        .unwrap();
+    let socket = listener(&net.db, 3306);
+    let mut raw = Raw::connect(&net.app, to).unwrap();
+    raw.send(&ahead()).unwrap();
+    let port = raw.local().unwrap().port();
+    let server = activated(&net.db, &socket);
+    let record = agent
+        .await_record("of the login that is observed", |record| {
+            record.source_port() == Some(port.into())
+        })
+        .unwrap();
+    assert_eq!(
+        record.text("/unmapped/verdict"),
+        "would_deny",
+        "{}",
+        record.line
+    );
+    assert_eq!(record.text("/unmapped/server"), "orders");
+    let log = server.general_log().unwrap();
+    assert!(log.contains("ahead of the greeting"), "{log}");
 }
 
 /// Any user may bind a Unix socket to any bytes, and procfs lists it beside the server's.

@@ -322,10 +322,18 @@ impl Config {
     #[must_use]
     pub fn server_index(&self, port: u16) -> u16 {
         let named = |server: &&ServerConfig| server.ports.contains(&port);
+        let server = self.servers.iter().find(named);
+        server.map_or_else(|| self.unnamed_index(), |server| server.index)
+    }
+
+    /// The entry in the table of servers for a listener on a port that no `[[server]]` names.
+    #[must_use]
+    pub fn unnamed_index(&self) -> u16 {
         let any = |server: &&ServerConfig| server.ports.is_empty();
-        let servers = || self.servers.iter();
-        let server = servers().find(named).or_else(|| servers().find(any));
-        server.map_or(0, |server| server.index)
+        self.servers
+            .iter()
+            .find(any)
+            .map_or(0, |server| server.index)
     }
 
     /// Whether a `[[server]]` names `port`.

@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData};
 use musttls_common::policy::{
     MAX_RULES, MAX_SERVERS, PolicyRoot, RuleSet, RuleTimes, SLOT_BITS, ServerPolicy, SlotAddress,
-    SlotUser, slot_cipher,
+    SlotUser, slot_cipher, slot_port,
 };
 
 use super::take;
@@ -24,6 +24,7 @@ pub struct PolicyTables {
     users: HashMap<MapData, SlotUser, RuleSet>,
     times: Array<MapData, RuleTimes>,
     ciphers: HashMap<MapData, u32, u64>,
+    ports: HashMap<MapData, u32, u16>,
     /// What each slot holds in the keyed tables. Asking the kernel instead takes it the square of their number
     /// (`trie_get_next_key`).
     filled: [Keys; 2],
@@ -34,6 +35,7 @@ struct Keys {
     networks: Vec<Key<SlotAddress>>,
     users: Vec<SlotUser>,
     ciphers: Vec<u32>,
+    ports: Vec<u32>,
 }
 
 impl PolicyTables {
@@ -46,6 +48,7 @@ impl PolicyTables {
             users: take(gate, "USERS")?,
             times: take(gate, "TIMES")?,
             ciphers: take(gate, "CIPHERS")?,
+            ports: take(gate, "SERVER_PORTS")?,
             filled: <[Keys; 2]>::default(),
         })
     }
@@ -104,6 +107,13 @@ impl PolicyTables {
                 .context("fill the table of cipher suites (map CIPHERS)")?;
             keys.ciphers.push(key);
         }
+        for &(port, server) in &tables.ports {
+            let key = slot_port(slot, port);
+            self.ports
+                .insert(key, server, 0)
+                .context("fill the table of ports (map SERVER_PORTS)")?;
+            keys.ports.push(key);
+        }
         self.roots
             .set(slot, tables.root, 0)
             .context("fill the policy root (map ROOTS)")?;
@@ -130,6 +140,11 @@ impl PolicyTables {
             self.ciphers
                 .remove(cipher)
                 .context("empty the table of cipher suites (map CIPHERS)")?;
+        }
+        for port in &keys.ports {
+            self.ports
+                .remove(port)
+                .context("empty the table of ports (map SERVER_PORTS)")?;
         }
         *keys = Keys::default();
         Ok(())
