@@ -3,6 +3,7 @@
 //! Invariant: labels come from the configuration and from fixed sets of words, so their number is
 //! bounded. No client address, user or program is a label.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -171,14 +172,9 @@ impl Metrics {
         if let (Transport::Tls { version, .. }, record::Outcome::Allowed) =
             (session.transport, session.outcome)
         {
-            // A server of another kind could negotiate numbers that bound nothing.
-            let version = match version {
-                0x0300..=0x0304 => cipher::version_name(version),
-                _ => "unknown".into(),
-            };
             let labels = [
                 ("server", server.to_owned()),
-                ("version", version.into_owned()),
+                ("version", version_word(version)),
             ];
             self.tls_handshakes.get_or_create(&labels).inc();
         }
@@ -308,6 +304,29 @@ impl Metrics {
             .map(move |fault| (fault, count(fault)))
     }
 
+    /// TLS sessions of `server` on record, by version, without those that are 0.
+    #[must_use]
+    pub fn tls_versions(&self, server: &str) -> BTreeMap<String, u64> {
+        std::iter::once(0)
+            .chain(0x0300..=0x0304)
+            .filter_map(|version| {
+                let version = version_word(version);
+                let labels = [("server", server.to_owned()), ("version", version.clone())];
+                // Not created by the look: it would be a series that never counted.
+                let count = self.tls_handshakes.get(&labels)?.get();
+                Some((version, count))
+            })
+            .collect()
+    }
+
+    /// Sessions that the exception `name` has allowed.
+    #[must_use]
+    pub fn exception_hits(&self, name: &str) -> u64 {
+        self.exception_hits
+            .get(&one("rule", name))
+            .map_or(0, |hits| hits.get())
+    }
+
     /// Sets how many open sessions are older than the gate or its enforcement. Those that are not followed are unknown.
     pub fn set_older(&self, counts: &Counts) {
         for (spoken, count) in [
@@ -414,6 +433,14 @@ fn histogram(registry: &mut Registry, name: &str, help: &str) -> Histogram {
 
 fn one(name: &'static str, value: &str) -> Labels<1> {
     [(name, value.to_owned())]
+}
+
+/// The word for a TLS version. A server of another kind could negotiate numbers that bound nothing.
+fn version_word(version: u16) -> String {
+    match version {
+        0x0300..=0x0304 => cipher::version_name(version).into_owned(),
+        _ => "unknown".to_owned(),
+    }
 }
 
 fn store(counter: &Counter, value: u64) {
@@ -548,6 +575,21 @@ mod tests {
             },
         );
         metrics
+    }
+
+    #[test]
+    fn the_status_has_versions_and_hits_and_its_look_makes_no_series() {
+        let metrics = used();
+        let versions = metrics.tls_versions("orders");
+        assert_eq!(
+            versions.into_iter().collect::<Vec<_>>(),
+            [("1.3".to_owned(), 1), ("unknown".to_owned(), 1)]
+        );
+        assert_eq!(metrics.exception_hits("etl"), 1);
+        let before = metrics.render().unwrap();
+        assert!(metrics.tls_versions("other").is_empty());
+        assert_eq!(metrics.exception_hits("other"), 0);
+        assert_eq!(metrics.render().unwrap(), before);
     }
 
     #[test]

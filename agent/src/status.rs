@@ -47,6 +47,12 @@ pub struct Status {
     /// Sessions by outcome, by name of the server's settings. `seen` is the sum of all others and of the
     /// sessions that are open and undecided.
     pub sessions: BTreeMap<String, BTreeMap<String, u64>>,
+    /// TLS sessions on record that passed, by version, by name of the server's settings, since the agent started.
+    #[serde(default)]
+    pub tls_versions: BTreeMap<String, BTreeMap<String, u64>>,
+    /// The policy's exceptions, those that have ended too.
+    #[serde(default)]
+    pub exceptions: Vec<Exception>,
     /// Sessions older than the gate or its enforcement.
     #[serde(default)]
     pub older: OlderSessions,
@@ -251,6 +257,23 @@ impl fmt::Display for ModeEnd {
         let at = Timestamp::from_millisecond(self.at_ms).unwrap_or_default();
         write!(f, "until {at:.0}, then {}", self.then)
     }
+}
+
+/// An exception of the policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exception {
+    /// Its name.
+    pub name: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// The server it is for; none for any.
+    pub server: Option<String>,
+    /// When it ends, in milliseconds of Unix time; none if it never does.
+    pub ends_ms: Option<i64>,
+    /// Whether it holds now.
+    pub holds: bool,
+    /// Sessions that it has allowed since the agent started.
+    pub sessions: u64,
 }
 
 /// Coverage.

@@ -7,10 +7,12 @@ use musttls_common::verdict::Hold;
 
 use super::Daemon;
 use super::recorder::losses::at;
-use crate::config::AuditTarget;
+use crate::config::{AuditTarget, Expiry};
 use crate::datapath::UnixProbe;
 use crate::servers;
-use crate::status::{Alarm, Audit, Confined, Coverage, Listener, ModeEnd, Policy, Server, Status};
+use crate::status::{
+    Alarm, Audit, Confined, Coverage, Exception, Listener, ModeEnd, Policy, Server, Status,
+};
 
 impl Daemon {
     pub(super) fn status(&mut self) -> Status {
@@ -44,6 +46,8 @@ impl Daemon {
             unchecked: self.watch.last.unchecked_lines(),
             servers,
             sessions: self.sessions_by_outcome(&totals),
+            tls_versions: self.tls_versions(),
+            exceptions: self.exceptions(),
             older,
             credentials_exposed: self.recorder.exposed(),
             refusals: self
@@ -142,6 +146,36 @@ impl Daemon {
                     self.config.server_name(server).to_owned(),
                     outcomes.collect(),
                 )
+            })
+            .collect()
+    }
+
+    fn tls_versions(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        self.config
+            .indices()
+            .map(|server| {
+                let name = self.config.server_name(server);
+                (name.to_owned(), self.metrics.tls_versions(name))
+            })
+            .collect()
+    }
+
+    fn exceptions(&self) -> Vec<Exception> {
+        let holds = self.compiled.holding.iter().copied();
+        self.config
+            .exceptions
+            .iter()
+            .zip(holds.chain(std::iter::repeat(false)))
+            .map(|(exception, holds)| Exception {
+                name: exception.name.clone(),
+                owner: exception.owner.clone(),
+                server: exception.server.clone(),
+                ends_ms: match exception.expires {
+                    Expiry::At(end) => Some(end.as_millisecond()),
+                    Expiry::Never => None,
+                },
+                holds,
+                sessions: self.metrics.exception_hits(&exception.name),
             })
             .collect()
     }
