@@ -41,6 +41,19 @@ pub enum Command {
         #[command(flatten)]
         control: Control,
     },
+    /// Watch sessions, refusals, plaintext clients, exceptions and the agent's health live; q quits, F1 has the keys
+    #[command(
+        after_help = "Examples:\n  musttls top\n  musttls top --interval 10\n  NO_COLOR=1 musttls top\n\n\
+        It goes on trying while no agent answers. To print the numbers once: musttls status"
+    )]
+    Top {
+        /// Seconds between two questions to the agent; + and - change it
+        #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
+        /// Whom to ask.
+        #[command(flatten)]
+        control: Control,
+    },
     /// List the MySQL and MariaDB servers of this host; needs no agent and changes nothing
     Scan {
         /// How to show it.
@@ -347,6 +360,7 @@ mod tests {
             "musttls doctor --json",
             "musttls config check f.toml",
             "musttls reload --socket /s",
+            "musttls top --interval 5 --socket /s",
             "musttls kill-plaintext --execute --json --socket /s",
             "musttls config show f.toml --origin --json",
             "musttls except add --name n --source 10.0.0.0/8 ::1/128 --user a b --expires never --owner o --reason r",

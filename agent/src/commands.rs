@@ -1,6 +1,7 @@
 //! The commands, but for the daemon itself.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use tracing_subscriber::EnvFilter;
@@ -13,7 +14,7 @@ use crate::control::{self, Answer, NotRunning};
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
 use crate::mode::Order;
-use crate::{clock, daemon, doctor, except, mode, scan};
+use crate::{clock, daemon, doctor, except, mode, scan, top};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -23,6 +24,9 @@ pub fn run(command: Command) -> Result<Exit> {
             daemon::run(&config)
         }
         Command::Status { output, control } => status(&control.socket, output.json),
+        Command::Top { interval, control } => {
+            top::run(&control.socket, Duration::from_secs(interval))
+        }
         Command::Scan { output } => {
             let found = scan::scan()?;
             if output.json {

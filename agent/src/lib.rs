@@ -27,3 +27,4 @@ pub mod scan;
 pub mod servers;
 pub mod socket;
 pub mod status;
+pub mod top;
