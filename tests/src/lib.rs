@@ -17,6 +17,7 @@
 //! | [`evidence`] | what the server itself says about its clients |
 //! | [`bpf`] | what the kernel tells of the gate's programs |
 //! | [`haproxy`] | HAProxy as a proxy and as a monitor |
+//! | [`terminal`] | a terminal, and what a program has drawn on it |
 //! | [`certs`] | certificates of the servers |
 //! | [`place`] | where things are, and directories that vanish with their test |
 //! | [`wait`] | waiting for a condition, with a deadline |
@@ -41,6 +42,7 @@ pub mod raw;
 pub mod server;
 pub mod site;
 pub mod tcp;
+pub mod terminal;
 pub mod tls;
 pub mod wait;
 pub mod wire;

@@ -74,10 +74,16 @@ const FULL: &[&str] = &[
 ];
 
 /// Test programs that no VM runs, and why.
-const NEVER: &[(&str, &str)] = &[(
-    "native",
-    "what servers do without the agent: nothing of musttls runs in it",
-)];
+const NEVER: &[(&str, &str)] = &[
+    (
+        "native",
+        "what servers do without the agent: nothing of musttls runs in it",
+    ),
+    (
+        "top",
+        "a view of what the agent says: no kernel treats terminals in another way",
+    ),
+];
 
 /// Tests that the kernel of a series cannot run: the beginning of their names, and why.
 const LACKING: &[(&str, &str, &str, &str)] = &[
