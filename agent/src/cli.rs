@@ -1,13 +1,16 @@
 //! The command line: what can be typed, and the exit codes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use jiff::Span;
 use musttls_common::verdict::Mode;
 
 use crate::config;
+use crate::span::{self, Since};
 
 /// Makes MySQL and MariaDB servers refuse plaintext TCP logins, from outside the server.
 #[derive(Clone, Debug, Parser)]
@@ -110,6 +113,64 @@ pub enum Command {
         #[arg(long, requires = "mode")]
         execute: bool,
         /// Main configuration file
+        #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List who connects how, those in the clear first, with how their driver turns on TLS
+    #[command(after_help = CLIENTS_EXAMPLES)]
+    Clients {
+        /// Only those in the clear
+        #[arg(long)]
+        plaintext: bool,
+        /// Which of them.
+        #[command(flatten)]
+        of: Of,
+        /// Where the history is.
+        #[command(flatten)]
+        past: Past,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say whom a policy would refuse of those who have connected; exit 1 if anybody
+    #[command(after_help = SIMULATE_EXAMPLES)]
+    Simulate {
+        /// Configuration file with the policy
+        #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        policy: PathBuf,
+        /// Where the history is.
+        #[command(flatten)]
+        past: Past,
+        /// How to show it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Propose the narrowest exceptions for those whom enforce mode would refuse
+    #[command(after_help = LEARN_EXAMPLES)]
+    Learn {
+        /// Which of them.
+        #[command(flatten)]
+        of: Of,
+        /// Where the history is.
+        #[command(flatten)]
+        past: Past,
+        /// What the exceptions say of themselves.
+        #[command(flatten)]
+        terms: Terms,
+        /// Write them to a new file; without it they are printed
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
+    /// Show what the history holds and what is missing from it
+    #[command(after_help = HISTORY_EXAMPLES, args_conflicts_with_subcommands = true)]
+    History {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: Option<HistoryCommand>,
+        /// Configuration file of the agent
         #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
         config: PathBuf,
         /// How to show it.
@@ -278,6 +339,78 @@ pub struct ExceptAdd {
     pub everyone: bool,
 }
 
+const CLIENTS_EXAMPLES: &str = "\
+Examples:
+  musttls clients --plaintext --since 14d
+  musttls clients --server orders --user etl --json";
+
+const SIMULATE_EXAMPLES: &str = "\
+Examples:
+  musttls simulate --policy new.toml --since 14d
+  musttls simulate --policy new.toml --json | jq '.refused[].client'";
+
+const LEARN_EXAMPLES: &str = "\
+Examples:
+  musttls learn --owner dba@example.com
+  musttls learn --since 30d --server orders --for 60d --owner dba@example.com --write learned.toml";
+
+const HISTORY_EXAMPLES: &str = "\
+Examples:
+  musttls history
+  musttls history rebuild";
+
+/// What to do with the history.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum HistoryCommand {
+    /// Make its index anew from the audit file and its rotated files
+    Rebuild {
+        /// Configuration file of the agent
+        #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+}
+
+/// Which part of the history, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Past {
+    /// Only who was seen since then: 14d, 12h, or a day (UTC) as 2026-11-01
+    #[arg(long, value_name = "SPAN", value_parser = Since::parse)]
+    pub since: Option<Since>,
+    /// Configuration file of the agent, which says where the history is
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+}
+
+/// Which clients.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Of {
+    /// Only those of this server
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<String>,
+    /// Only those of this user
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+}
+
+/// What proposed exceptions say of themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Terms {
+    /// Who answers for them
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    pub owner: String,
+    /// Why they exist
+    #[arg(
+        long,
+        value_name = "TEXT",
+        value_parser = NonEmptyStringValueParser::new(),
+        default_value = "plaintext when TLS became required; to be fixed before it ends"
+    )]
+    pub reason: String,
+    /// How long they hold
+    #[arg(long = "for", value_name = "SPAN", default_value = "30d", value_parser = span::parse)]
+    pub span: Duration,
+}
+
 /// How data is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
 pub struct Output {
@@ -367,12 +500,26 @@ mod tests {
             "musttls except rm a b --config f.toml",
             "musttls except --config f.toml list --json",
             "musttls except expiring --within 30d --json",
+            "musttls clients --plaintext --server a --user u --since 14d --config f.toml --json",
+            "musttls simulate --policy f.toml --since 2026-11-01 --json",
+            "musttls learn --server a --since 14d --for 60d --owner o --reason r --write f.toml",
+            "musttls history --json --config f.toml",
+            "musttls history rebuild --config f.toml",
+            "musttls mode enforce orders --for 30m --execute --config f.toml",
+            "musttls mode --json",
+            "musttls panic --end --config f.toml",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
         for (line, kind) in [
             ("musttls --version", ErrorKind::DisplayVersion),
             ("musttls enforce", ErrorKind::InvalidSubcommand),
+            ("musttls learn", ErrorKind::MissingRequiredArgument),
+            (
+                "musttls clients --since yesterday",
+                ErrorKind::ValueValidation,
+            ),
+            ("musttls mode --execute", ErrorKind::MissingRequiredArgument),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");
         }

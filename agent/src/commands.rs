@@ -1,5 +1,7 @@
 //! The commands, but for the daemon itself.
 
+mod past;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use anyhow::{Result, bail};
 use tracing_subscriber::EnvFilter;
 
 use crate::audit::sink::AuditSink;
-use crate::cli::{Command, ConfigCommand, Exit};
+use crate::cli::{Command, ConfigCommand, Exit, HistoryCommand};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json};
 use crate::control::{self, Answer, NotRunning};
@@ -95,6 +97,31 @@ pub fn run(command: Command) -> Result<Exit> {
             control,
         } => kill_plaintext(&control.socket, execute, output.json),
         Command::Disarm => disarm(),
+        Command::Clients {
+            plaintext,
+            of,
+            past,
+            output,
+        } => past::clients(plaintext, of, &past, output.json),
+        Command::Simulate {
+            policy,
+            past,
+            output,
+        } => past::simulate(&policy, &past, output.json),
+        Command::Learn {
+            of,
+            past,
+            terms,
+            write,
+        } => past::learn(of, &past, terms, write.as_deref()),
+        Command::History {
+            command,
+            config,
+            output,
+        } => match command {
+            None => past::history(&config, output.json),
+            Some(HistoryCommand::Rebuild { config }) => past::rebuild(&config),
+        },
     }
 }
 

@@ -31,6 +31,7 @@ use crate::bypass::{self, Look};
 use crate::cipher;
 use crate::config::{Config, Expiry};
 use crate::datapath::Fault;
+use crate::history;
 use crate::older::Counts;
 
 /// From the login to the ERR, in seconds. The servers' own refusal takes 70 to 200 us on a local
@@ -57,6 +58,11 @@ pub struct Metrics {
     servers: Gauge,
     servers_covered: Gauge,
     bypasses: Family<Labels<1>, Gauge>,
+    history_clients: Gauge,
+    history_behind: Gauge,
+    history_skipped: Gauge,
+    history_holes: Gauge,
+    history_errors: Counter,
     gate_faults: Family<Labels<1>, Counter>,
     older: Family<Labels<1>, Gauge>,
     events_lost: Family<Labels<1>, Counter>,
@@ -111,6 +117,27 @@ impl Metrics {
             servers: add(r, "servers", "Listeners of servers found"),
             servers_covered: add(r, "servers_covered", "Listeners the gate watches"),
             bypasses: add(r, "bypasses", "Ways past the gate that were found"),
+            history_clients: add(r, "history_clients", "Distinct clients in the history"),
+            history_behind: add(
+                r,
+                "history_behind_bytes",
+                "Bytes of the audit file that the history has not read yet",
+            ),
+            history_skipped: add(
+                r,
+                "history_skipped_lines",
+                "Lines of the audit file that the history could not read",
+            ),
+            history_holes: add(
+                r,
+                "history_holes",
+                "Places at which records are missing from the history",
+            ),
+            history_errors: add(
+                r,
+                "history_errors",
+                "Failed looks of the history into the audit file",
+            ),
             gate_faults: add(
                 r,
                 "gate_faults",
@@ -260,6 +287,21 @@ impl Metrics {
             ];
             store(&self.sink_errors.get_or_create(&labels), count);
         }
+    }
+
+    /// Takes over what the history has come to; `None` before its first look, and without one.
+    pub fn set_history(&self, state: Option<&history::State>, errors: u64) {
+        store(&self.history_errors, errors);
+        let Some(state) = state else {
+            return;
+        };
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.history_clients.set(number(state.clients));
+        self.history_behind.set(number(state.behind));
+        self.history_skipped
+            .set(number(state.garbage + state.later));
+        self.history_holes
+            .set(i64::try_from(state.holes.len()).unwrap_or(i64::MAX));
     }
 
     /// Sets how many listeners of servers were found, and how many of them the gate watches.

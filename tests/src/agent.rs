@@ -70,6 +70,12 @@ impl Home {
         self.scratch.join("control.sock")
     }
 
+    /// The index of the history.
+    #[must_use]
+    pub fn history(&self) -> PathBuf {
+        self.scratch.join("state/history.db")
+    }
+
     /// Where records go.
     #[must_use]
     pub fn audit(&self) -> &Path {
@@ -85,8 +91,9 @@ impl Home {
             "persist = false\n"
         };
         let text = format!(
-            "{persist}{policy}\n[audit]\npath = \"{}\"\n[control]\nsocket = \"{}\"\n",
+            "{persist}{policy}\n[audit]\npath = \"{}\"\n[history]\npath = \"{}\"\n[control]\nsocket = \"{}\"\n",
             self.audit.display(),
+            self.history().display(),
             self.control().display()
         );
         let path = self.config();
@@ -125,6 +132,12 @@ impl Home {
         String::from_utf8(output.stdout).context("what musttls disarm said")
     }
 
+    /// A file of this directory.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
     fn notify(&self) -> PathBuf {
         self.scratch.join("notify.sock")
     }
@@ -159,7 +172,9 @@ impl Home {
     fn with_options<'a>(&self, command: &'a mut Command, args: &[&str]) -> &'a mut Command {
         command.args(args);
         match args.first() {
-            Some(&("run" | "except")) => command.arg("--config").arg(self.config()),
+            Some(&("run" | "except" | "clients" | "simulate" | "learn" | "history")) => {
+                command.arg("--config").arg(self.config())
+            }
             Some(&("status" | "reload" | "kill-plaintext")) => {
                 command.arg("--socket").arg(self.control())
             }

@@ -76,6 +76,13 @@ const RULES: &[Rule] = &[
         why: "sockets of others are touched in one place, and only those that were refused",
     },
     Rule {
+        words: &["rusqlite"],
+        inside: EVERYWHERE,
+        except: &["agent/src/history/"],
+        tests_may: false,
+        why: "the index is one way to keep the history: nothing else rests on it being a database",
+    },
+    Rule {
         words: &["clock_gettime", "ClockId"],
         inside: &["agent/"],
         except: &["agent/src/clock.rs"],

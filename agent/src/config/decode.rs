@@ -39,6 +39,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "server",
     "exception",
     "audit",
+    "history",
     "metrics",
     "control",
 ];
@@ -163,6 +164,7 @@ impl Decoder<'_> {
                 .and_then(|value| self.existing(value))
                 .unwrap_or(defaults.existing),
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
+            history: self.history(root.get("history")),
             metrics: self.metrics(root.get("metrics")),
             control: self
                 .control(root.get("control"))
@@ -646,7 +648,12 @@ impl Decoder<'_> {
         self.absolute(value, text, help)
     }
 
-    fn absolute(&mut self, value: &Value<'_>, text: &str, help: &str) -> Option<PathBuf> {
+    pub(super) fn absolute(
+        &mut self,
+        value: &Value<'_>,
+        text: &str,
+        help: &str,
+    ) -> Option<PathBuf> {
         let path = Path::new(text);
         if path.is_absolute() && path.file_name().is_some() && !text.contains('\0') {
             return Some(path.to_owned());

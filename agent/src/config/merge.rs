@@ -11,7 +11,7 @@ use super::walk::Value;
 /// Sections that add up. All other arrays are values: the later one replaces.
 const ADDED: [&str; 2] = ["server", "exception"];
 /// Sections of single keys, each of which a later layer may set.
-const JOINED: [&str; 3] = ["audit", "metrics", "control"];
+const JOINED: [&str; 4] = ["audit", "history", "metrics", "control"];
 
 /// Largest file of which every syntax error is told; of a larger one, the first.
 const RECOVER_MAX: usize = 256 * 1024;

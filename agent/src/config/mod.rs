@@ -8,6 +8,7 @@
 //! | `merge` | several files as one |
 //! | `decode` | TOML values to configuration, all mistakes collected |
 //! | `walk` | tables and keys, and the mistakes common to all |
+//! | `history` | the keys of the history |
 //! | `tls` | the keys about TLS itself: floors and cipher suites |
 //! | `value` | single values: networks, dates, words |
 //! | `show` | the valid configuration in full, each value with its origin |
@@ -20,6 +21,7 @@
 mod decode;
 pub mod edit;
 mod file;
+mod history;
 mod layers;
 mod merge;
 mod report;
@@ -32,6 +34,7 @@ use std::fmt;
 use std::iter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -48,6 +51,8 @@ pub const DEFAULT_PATH: &str = "/etc/musttls/musttls.toml";
 pub const DEFAULT_AUDIT: &str = "/var/log/musttls/audit.jsonl";
 /// Where the control socket is unless the file says otherwise.
 pub const DEFAULT_CONTROL: &str = "/run/musttls/control.sock";
+/// Where the index of the history is unless the file says otherwise.
+pub const DEFAULT_HISTORY: &str = "/var/lib/musttls/history.db";
 /// Name of the settings that hold for every server without a `[[server]]` of its own.
 pub const DEFAULT_SERVER: &str = "default";
 /// Name in records of the rule that applies when no exception does.
@@ -82,6 +87,8 @@ pub struct Config {
     pub existing: Existing,
     /// Where audit records go.
     pub audit: AuditTarget,
+    /// The history of who has connected how.
+    pub history: HistoryConfig,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
     /// Path of the control socket.
@@ -113,6 +120,30 @@ impl Existing {
         match self {
             Self::Keep => "keep",
             Self::RefusePlaintext => "refuse-plaintext",
+        }
+    }
+}
+
+/// The history of who has connected how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryConfig {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// The file of its index.
+    pub path: PathBuf,
+    /// How long a client is kept that is not seen any more.
+    pub keep: Duration,
+    /// Most clients that are kept.
+    pub max_clients: u64,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: PathBuf::from(DEFAULT_HISTORY),
+            keep: Duration::from_hours(90 * 24),
+            max_clients: 1_000_000,
         }
     }
 }
@@ -265,6 +296,7 @@ impl Default for Config {
             persist: true,
             existing: Existing::Keep,
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
+            history: HistoryConfig::default(),
             metrics: None,
             control: PathBuf::from(DEFAULT_CONTROL),
         }

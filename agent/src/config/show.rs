@@ -9,8 +9,9 @@ use super::decode::{EXCEPTION_KEYS, ROOT_KEYS, SERVER_KEYS};
 use super::layers::{Lines, Origin};
 use super::merge;
 use super::walk::Value;
-use super::{Config, DEFAULT_AUDIT, DEFAULT_CONTROL, Loaded};
+use super::{Config, DEFAULT_AUDIT, DEFAULT_CONTROL, Loaded, history};
 use crate::cipher::Family;
+use crate::span;
 
 /// Widest setting that the origins are aligned with, in characters.
 const ALIGNED_MAX: usize = 60;
@@ -60,14 +61,17 @@ impl Loaded {
                 keys.map(|key| (*key, exception.get(*key))),
             )
         }));
-        for (name, key) in [
-            ("audit", "path"),
-            ("metrics", "listen"),
-            ("control", "socket"),
+        for (name, keys) in [
+            ("audit", &["path"][..]),
+            ("history", history::KEYS),
+            ("metrics", &["listen"]),
+            ("control", &["socket"]),
         ] {
             let own = whole.get(name).and_then(|value| value.get_ref().as_table());
-            let value = own.and_then(|own| own.get(key));
-            sections.push(shown.section(name, false, [(key, value)].into_iter()));
+            let values = keys
+                .iter()
+                .map(|key| (*key, own.and_then(|own| own.get(*key))));
+            sections.push(shown.section(name, false, values));
         }
         let paths = self.layers.files().map(|layer| layer.path().display());
         Effective {
@@ -89,7 +93,7 @@ impl<'s, 't> Shown<'s, 't> {
         let keys = ROOT_KEYS.iter().filter(|key| {
             !matches!(
                 **key,
-                "server" | "exception" | "audit" | "metrics" | "control"
+                "server" | "exception" | "audit" | "history" | "metrics" | "control"
             )
         });
         let settings = keys.map(|key| self.setting("", key, self.whole.get(*key)));
@@ -176,6 +180,10 @@ fn default(section: &str, key: &str) -> Option<Json> {
         ("", "persist") => Some(json!(config.persist)),
         ("", "existing") => Some(json!(config.existing.as_str())),
         ("audit", "path") => Some(json!(DEFAULT_AUDIT)),
+        ("history", "enabled") => Some(json!(config.history.enabled)),
+        ("history", "path") => Some(json!(config.history.path)),
+        ("history", "keep") => Some(json!(span::text(config.history.keep))),
+        ("history", "max_clients") => Some(json!(config.history.max_clients)),
         ("control", "socket") => Some(json!(DEFAULT_CONTROL)),
         _ => None,
     }

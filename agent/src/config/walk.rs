@@ -266,7 +266,7 @@ fn unknown(name: &str, what: &str, known: &[&str]) -> (String, String) {
             format!("`{name}` does not belong in {what}"),
             format!("write [[{name}]], with two brackets, on a line of its own, above its keys"),
         ),
-        "audit" | "metrics" | "control" => (
+        "audit" | "history" | "metrics" | "control" => (
             format!("`{name}` does not belong in {what}"),
             format!("write [{name}] on a line of its own, above its keys"),
         ),

@@ -157,6 +157,7 @@ impl Daemon {
         }
         while self.drain() == BATCH {}
         self.tick();
+        self.history.stop();
         if let Err(error) = std::fs::remove_file(&self.config.control) {
             tracing::debug!(%error, "remove the control socket");
         }
@@ -201,6 +202,9 @@ impl Daemon {
             .set_coverage(coverage.listeners, coverage.covered);
         self.metrics.set_bypasses(&self.watch.last);
         self.recorder.settle(&totals);
+        self.history.tell(self.recorder.audit().sequence());
+        let (history, errors) = self.history.state();
+        self.metrics.set_history(history.as_ref(), errors);
         self.note(&totals);
         // The service manager starts the agent again if either thread hangs.
         if self.refusal_thread.turned.swap(false, Ordering::Relaxed)

@@ -44,6 +44,7 @@ use crate::confine::{self, Confinement};
 use crate::control::Pending;
 use crate::datapath::{self, Counters, PolicyTables, Record, Ring, Told, UnixProbe, cgroup, pins};
 use crate::error;
+use crate::history::follow::Follower;
 use crate::metrics::Metrics;
 use crate::older::Sessions;
 use crate::refusal::{Report, ThreadState};
@@ -112,6 +113,7 @@ struct Daemon {
     /// Denials of older sessions that have not been found yet.
     older_denials: Vec<Record>,
     recorder: Recorder,
+    history: Follower,
     metrics: Arc<Metrics>,
     confinement: Confinement,
     started: Timestamp,

@@ -181,6 +181,7 @@ impl Daemon {
         let mut config = loaded.config;
         for (same, key) in [
             (config.audit == self.config.audit, "[audit] path"),
+            (config.history == self.config.history, "[history]"),
             (config.metrics == self.config.metrics, "[metrics] listen"),
             (config.control == self.config.control, "[control] socket"),
             (config.persist == self.config.persist, "persist"),
@@ -195,6 +196,7 @@ impl Daemon {
             warnings.push(format!("the next start would fail: {error}"));
         }
         config.audit = self.config.audit.clone();
+        config.history.clone_from(&self.config.history);
         config.metrics = self.config.metrics;
         config.persist = self.config.persist;
         config.control.clone_from(&self.config.control);

@@ -25,6 +25,7 @@ use crate::confine::{self, Confinement};
 use crate::control;
 use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
 use crate::error::{self, Failed, NotPermitted};
+use crate::history::follow::Follower;
 use crate::metrics::{self, BuildInfo, Metrics};
 use crate::older::Sessions;
 use crate::policy::{self, Tables};
@@ -91,6 +92,7 @@ impl Daemon {
             tokio::spawn(serve_metrics(listener, metrics.clone()));
         }
         let config = Arc::new(config);
+        let history = Follower::start(&config);
         let identity = identity(now);
         let audit = AuditLog::new(identity, sink);
         let mut daemon = Self {
@@ -121,6 +123,7 @@ impl Daemon {
                 metrics.clone(),
                 lost,
             ),
+            history,
             registry,
             tagger,
             finder: Finder::default(),

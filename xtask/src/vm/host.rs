@@ -58,6 +58,7 @@ const FULL: &[&str] = &[
     "faults",
     "floor",
     "health",
+    "history",
     "honest",
     "listeners",
     "mode",

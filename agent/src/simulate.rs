@@ -1,0 +1,553 @@
+//! What a policy would do about the clients of the history.
+//!
+//! It is asked as the gate asks: the same tables ([`policy::compile`]), the same walk over exceptions, the same floor, the same
+//! table of modes ([`Verdict::action`]).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use musttls_common::addr::v4_mapped;
+use musttls_common::floor::shortfall;
+use musttls_common::verdict::{Action, Mode, Reason, Verdict};
+use serde::Serialize;
+
+use crate::clients::{Row, columns, table};
+use crate::config::Config;
+use crate::history::{Class, Client, Passed};
+use crate::policy::{self, Tables};
+
+/// What would become of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate<'p> {
+    /// It passes: it is secure, or no policy is asked.
+    Passes,
+    /// This exception lets it pass.
+    Excepted(&'p str),
+    /// It would be refused if its server were in enforce mode.
+    Observed(Reason),
+    /// It is refused.
+    Refused(Reason),
+}
+
+/// A policy, as it would be in force at an instant.
+#[derive(Debug)]
+pub struct Judge<'p> {
+    config: &'p Config,
+    tables: Tables,
+}
+
+impl<'p> Judge<'p> {
+    /// `config`, as if it came into force at `now`.
+    #[must_use]
+    pub fn new(config: &'p Config, now: Timestamp) -> Self {
+        // The clock of the kernel may count from anywhere: from now.
+        let tables = policy::compile(config, 0, now, 0);
+        Self { config, tables }
+    }
+
+    /// What would become of `client`, were it to come at that instant.
+    #[must_use]
+    pub fn fate(&self, client: &Client) -> Fate<'p> {
+        let index = self.config.server_index(client.port);
+        let (reason, user) = match client.class {
+            Class::Unix | Class::TlsFailed => return Fate::Passes,
+            Class::NoException => return self.denied(index, Reason::Unjudgeable),
+            Class::Plaintext => (Reason::NoClientSsl, known_user(client)),
+            Class::Older if self.refuses_older(index) => (Reason::OlderPlaintext, None),
+            Class::Older => return Fate::Passes,
+            Class::Tls => match self.shortfall(index, client) {
+                Some(reason) => (reason, None),
+                None => return Fate::Passes,
+            },
+        };
+        let rule = self.address(client).and_then(|address| {
+            self.tables
+                .rule(octets(address), index, user.map(str::as_bytes), 0)
+        });
+        match rule.and_then(|rule| self.config.exceptions.get(usize::from(rule))) {
+            Some(exception) => Fate::Excepted(&exception.name),
+            None => self.denied(index, reason),
+        }
+    }
+
+    /// Whose address exceptions are held against: the client that a trusted proxy has named, or the peer.
+    #[must_use]
+    pub fn address(&self, client: &Client) -> Option<IpAddr> {
+        let peer = client.peer?;
+        let proxied = client
+            .proxied
+            .filter(|_| client.class != Class::Older && self.tables.trusts(octets(peer)));
+        Some(proxied.unwrap_or(peer))
+    }
+
+    fn denied(&self, index: u16, reason: Reason) -> Fate<'p> {
+        let server = self.tables.servers.get(usize::from(index));
+        let mode = server.map_or(Mode::Enforce, |server| Mode::from_u8(server.mode));
+        match Verdict::Deny(reason).action(mode) {
+            Action::Pass => Fate::Observed(reason),
+            Action::Drop => Fate::Refused(reason),
+        }
+    }
+
+    fn refuses_older(&self, index: u16) -> bool {
+        let server = self.tables.servers.get(usize::from(index));
+        server.is_some_and(|server| server.refuses_older != 0)
+    }
+
+    fn shortfall(&self, index: u16, client: &Client) -> Option<Reason> {
+        let server = self.tables.servers.get(usize::from(index))?;
+        // Nothing was seen of a session that is older than the gate, or whose offer could not be read.
+        if client.tls == 0 {
+            return None;
+        }
+        let mut is_refused = self.refuses(index, client.cipher);
+        // What it had offered instead is not known.
+        if client.cipher == 0 && matches!(client.passed, Passed::Denied | Passed::Observed) {
+            is_refused = self
+                .tables
+                .ciphers
+                .iter()
+                .any(|(_, servers)| servers >> index & 1 != 0);
+        }
+        shortfall(client.tls, is_refused, server.floor)
+    }
+
+    fn refuses(&self, index: u16, cipher: u16) -> bool {
+        let found = self
+            .tables
+            .ciphers
+            .binary_search_by_key(&cipher, |(number, _)| *number);
+        found
+            .ok()
+            .and_then(|at| self.tables.ciphers.get(at))
+            .is_some_and(|(_, servers)| servers >> index & 1 != 0)
+    }
+}
+
+/// The user, if the record has the name as it was sent: a character in it may stand for one that could not be shown.
+#[must_use]
+pub fn known_user(client: &Client) -> Option<&str> {
+    client
+        .user
+        .as_deref()
+        .filter(|user| !user.contains(char::REPLACEMENT_CHARACTER))
+}
+
+const fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => v4_mapped(address.octets()),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// A client and what would become of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Judged {
+    /// The client.
+    #[serde(flatten)]
+    pub row: Row,
+    /// The exception by which it would pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exception: Option<String>,
+    /// Why it would be refused: `plaintext`, or the reason of audit records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<&'static str>,
+}
+
+/// What a policy would do about the history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Simulation {
+    /// The file of the policy.
+    pub policy: String,
+    /// How many clients were judged.
+    pub clients: usize,
+    /// How many sessions they had.
+    pub sessions: u64,
+    /// Clients that would be refused.
+    pub refused: Vec<Judged>,
+    /// Clients that would pass by an exception.
+    pub excepted: Vec<Judged>,
+    /// Clients that would be refused if their server were in enforce mode.
+    pub observed: Vec<Judged>,
+    /// Exceptions that no client needs.
+    pub unused: Vec<String>,
+    /// How often records are missing from the history: whom they were about is not known.
+    pub holes: usize,
+}
+
+/// Judges `clients` by `config`; `progress` is called with how many are done.
+#[must_use]
+pub fn simulate(
+    config: &Config,
+    policy: String,
+    clients: &[Client],
+    now: Timestamp,
+    mut progress: impl FnMut(usize),
+) -> Simulation {
+    let judge = Judge::new(config, now);
+    let mut simulation = Simulation {
+        policy,
+        clients: clients.len(),
+        ..Simulation::default()
+    };
+    let mut used: BTreeSet<&str> = BTreeSet::new();
+    for (done, client) in clients.iter().enumerate() {
+        if done % 4096 == 0 {
+            progress(done);
+        }
+        simulation.sessions += client.sessions;
+        let judged = |exception: Option<&str>, reason: Option<Reason>| Judged {
+            row: Row::of(client),
+            exception: exception.map(str::to_owned),
+            why: reason.map(|reason| why(client, reason)),
+        };
+        match judge.fate(client) {
+            Fate::Passes => {}
+            Fate::Excepted(rule) => {
+                used.insert(rule);
+                simulation.excepted.push(judged(Some(rule), None));
+            }
+            Fate::Observed(reason) => simulation.observed.push(judged(None, Some(reason))),
+            Fate::Refused(reason) => simulation.refused.push(judged(None, Some(reason))),
+        }
+    }
+    for judged in [
+        &mut simulation.refused,
+        &mut simulation.excepted,
+        &mut simulation.observed,
+    ] {
+        judged.sort_by_key(|judged| std::cmp::Reverse(judged.row.sessions));
+    }
+    simulation.unused = config
+        .exceptions
+        .iter()
+        .map(|exception| exception.name.clone())
+        .filter(|name| !used.contains(name.as_str()))
+        .collect();
+    simulation
+}
+
+/// Why, in a word: of plaintext the history does not keep more.
+const fn why(client: &Client, reason: Reason) -> &'static str {
+    match client.class {
+        Class::Plaintext => "plaintext",
+        Class::NoException => "plaintext, no exception applies",
+        Class::Older | Class::Tls | Class::TlsFailed | Class::Unix => reason.as_str(),
+    }
+}
+
+impl fmt::Display for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            policy,
+            clients,
+            sessions,
+            refused,
+            excepted,
+            observed,
+            unused,
+            holes,
+        } = self;
+        writeln!(
+            f,
+            "{policy}, held against {clients} clients with {sessions} sessions"
+        )?;
+        if *holes > 0 {
+            writeln!(
+                f,
+                "records are missing in {holes} places (musttls history): whom they were about is not known"
+            )?;
+        }
+        section(f, "would be refused", refused, |judged| judged.why)?;
+        section(
+            f,
+            "would be refused if their server were in enforce mode",
+            observed,
+            |judged| judged.why,
+        )?;
+        section(f, "would pass by an exception", excepted, |judged| {
+            judged.exception.as_deref()
+        })?;
+        if !unused.is_empty() {
+            writeln!(f, "\nexceptions that nobody needed: {}", unused.join(", "))?;
+        }
+        if refused.is_empty() {
+            writeln!(f, "\nnobody would be refused")?;
+        }
+        Ok(())
+    }
+}
+
+fn section<'j>(
+    f: &mut fmt::Formatter<'_>,
+    title: &str,
+    judged: &'j [Judged],
+    last: impl Fn(&'j Judged) -> Option<&'j str>,
+) -> fmt::Result {
+    if judged.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\n{} {title}", judged.len())?;
+    let rows = judged.iter().map(|judged| {
+        let mut cells = columns(&judged.row);
+        cells.push(last(judged).unwrap_or_default().to_owned());
+        cells
+    });
+    let mut titles = crate::clients::COLUMNS.to_vec();
+    titles.push("BY");
+    f.write_str(&table(&titles, rows.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Exception, Existing, Expiry, Floor, OwnTls, ServerConfig};
+    use ipnet::IpNet;
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    fn now() -> Timestamp {
+        "2026-11-23T12:00:00Z".parse().unwrap()
+    }
+
+    fn client(peer: IpAddr, port: u16, user: Option<&str>) -> Client {
+        Client {
+            class: Class::Plaintext,
+            server: Arc::from("default"),
+            port,
+            peer: Some(peer),
+            proxied: None,
+            user: user.map(Arc::from),
+            driver: None,
+            version: None,
+            program: None,
+            tls: 0,
+            cipher: 0,
+            first_s: 0,
+            last_s: 0,
+            sessions: 1,
+            refused: 0,
+            passed: Passed::Observed,
+            rule: None,
+        }
+    }
+
+    fn config(exceptions: Vec<Exception>) -> Config {
+        let server = |name: &str, port, mode, index| ServerConfig {
+            name: name.to_owned(),
+            ports: vec![port],
+            mode: Some(mode),
+            mode_end: None,
+            tls: OwnTls::default(),
+            index,
+        };
+        Config {
+            mode: Mode::Enforce,
+            servers: vec![
+                server("a", 3306, Mode::Enforce, 1),
+                server("b", 3307, Mode::Observe, 2),
+            ],
+            exceptions,
+            ..Config::default()
+        }
+    }
+
+    fn exception(name: &str, source: &str, users: &[&str], server: Option<&str>) -> Exception {
+        Exception {
+            name: name.to_owned(),
+            source: vec![source.parse().unwrap()],
+            users: users.iter().map(|&user| user.to_owned()).collect(),
+            server: server.map(str::to_owned),
+            not_before: None,
+            expires: Expiry::Never,
+            owner: "o".to_owned(),
+            reason: "r".to_owned(),
+        }
+    }
+
+    /// What the documentation says of a plaintext login.
+    fn naive<'c>(config: &'c Config, client: &Client) -> Fate<'c> {
+        let index = config.server_index(client.port);
+        let name = config.server_name(index);
+        let allows = |exception: &&Exception| {
+            exception
+                .source
+                .iter()
+                .any(|network| network.contains(&client.peer.unwrap()))
+                && exception
+                    .server
+                    .as_deref()
+                    .is_none_or(|server| server == name)
+                && (exception.users.is_empty()
+                    || client
+                        .user
+                        .as_deref()
+                        .is_some_and(|user| exception.users.iter().any(|one| one == user)))
+                && exception.expires.holds(now())
+        };
+        match config.exceptions.iter().find(allows) {
+            Some(exception) => Fate::Excepted(&exception.name),
+            None if config.mode_of(index) == Mode::Enforce => Fate::Refused(Reason::NoClientSsl),
+            None => Fate::Observed(Reason::NoClientSsl),
+        }
+    }
+
+    fn an_exception() -> impl Strategy<Value = Exception> {
+        (
+            (0..4u8, 20..=32u8),
+            prop::collection::vec(prop::sample::select(vec!["x", "y"]), 0..2),
+            prop::option::of(prop::sample::select(vec!["a", "b"])),
+            prop::sample::select(vec![-1_i64, 0, 10]),
+        )
+            .prop_map(|((last, bits), users, server, left)| Exception {
+                source: vec![
+                    IpNet::new(Ipv4Addr::new(10, 0, 0, last).into(), bits)
+                        .unwrap()
+                        .trunc(),
+                ],
+                expires: Expiry::At(now() + SignedDuration::from_secs(left)),
+                ..exception(&format!("{last}/{bits}"), "10.0.0.0/32", &users, server)
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+        #[test]
+        fn every_session_has_the_fate_that_the_policy_says(
+            exceptions in prop::collection::vec(an_exception(), 0..8),
+        ) {
+            let config = config(exceptions);
+            let judge = Judge::new(&config, now());
+            for last in 0..6u8 {
+                for port in [3306, 3307, 3308] {
+                    for user in [None, Some("x"), Some("y"), Some("z")] {
+                        let client = client(Ipv4Addr::new(10, 0, 0, last).into(), port, user);
+                        prop_assert_eq!(judge.fate(&client), naive(&config, &client), "{:?}", client);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_secure_passes_and_what_no_exception_excuses_does_not() {
+        let config = config(vec![exception("all", "0.0.0.0/0", &[], None)]);
+        let judge = Judge::new(&config, now());
+        let fate = |class| {
+            judge.fate(&Client {
+                class,
+                ..client([10, 0, 0, 1].into(), 3306, None)
+            })
+        };
+        assert_eq!(fate(Class::Unix), Fate::Passes);
+        assert_eq!(fate(Class::TlsFailed), Fate::Passes);
+        assert_eq!(fate(Class::Plaintext), Fate::Excepted("all"));
+        assert_eq!(fate(Class::NoException), Fate::Refused(Reason::Unjudgeable));
+        // `existing = "keep"`.
+        assert_eq!(fate(Class::Older), Fate::Passes);
+    }
+
+    #[test]
+    fn sessions_older_than_the_gate_have_no_user() {
+        let mut config = config(vec![exception("etl", "10.0.0.0/8", &["etl"], None)]);
+        config.existing = Existing::RefusePlaintext;
+        let judge = Judge::new(&config, now());
+        let older = Client {
+            class: Class::Older,
+            ..client([10, 0, 0, 1].into(), 3306, Some("etl"))
+        };
+        assert_eq!(judge.fate(&older), Fate::Refused(Reason::OlderPlaintext));
+    }
+
+    #[test]
+    fn the_floor_decides_about_tls_and_exceptions_without_users_excuse_it() {
+        let mut config = config(vec![
+            exception("named", "10.0.0.0/8", &["etl"], None),
+            exception("any", "10.1.0.0/16", &[], None),
+        ]);
+        config.tls.require = Floor::V1_2;
+        let judge = Judge::new(&config, now());
+        let fate = |peer: [u8; 4], tls, cipher, passed| {
+            judge.fate(&Client {
+                class: Class::Tls,
+                tls,
+                cipher,
+                passed,
+                ..client(peer.into(), 3306, Some("etl"))
+            })
+        };
+        assert_eq!(
+            fate([10, 0, 0, 1], 0x0304, 0x1301, Passed::Allowed),
+            Fate::Passes
+        );
+        assert_eq!(
+            fate([10, 0, 0, 1], 0x0302, 0x002f, Passed::Allowed),
+            Fate::Refused(Reason::TlsBelowFloor)
+        );
+        assert_eq!(
+            fate([10, 1, 0, 1], 0x0302, 0x002f, Passed::Allowed),
+            Fate::Excepted("any")
+        );
+        // RC4.
+        assert_eq!(
+            fate([10, 0, 0, 1], 0x0303, 0x0005, Passed::Allowed),
+            Fate::Refused(Reason::TlsCipherRefused)
+        );
+        assert_eq!(
+            fate([10, 0, 0, 1], 0x0303, 0, Passed::Denied),
+            Fate::Refused(Reason::TlsCipherRefused)
+        );
+        // Nothing is known of it.
+        assert_eq!(fate([10, 0, 0, 1], 0, 0, Passed::Allowed), Fate::Passes);
+    }
+
+    #[test]
+    fn whom_a_trusted_proxy_names_is_the_client() {
+        let mut config = config(vec![exception("behind", "192.0.2.0/24", &[], None)]);
+        config.trusted_proxies = vec!["10.4.0.10/32".parse().unwrap()];
+        let judge = Judge::new(&config, now());
+        let fate = |peer: [u8; 4]| {
+            judge.fate(&Client {
+                proxied: Some([192, 0, 2, 9].into()),
+                ..client(peer.into(), 3306, None)
+            })
+        };
+        assert_eq!(fate([10, 4, 0, 10]), Fate::Excepted("behind"));
+        assert_eq!(fate([10, 4, 0, 11]), Fate::Refused(Reason::NoClientSsl));
+    }
+
+    #[test]
+    fn a_name_that_could_not_be_shown_is_no_name() {
+        let config = config(vec![exception("etl", "10.0.0.0/8", &["\u{fffd}"], None)]);
+        let judge = Judge::new(&config, now());
+        let hostile = client([10, 0, 0, 1].into(), 3306, Some("\u{fffd}"));
+        assert_eq!(judge.fate(&hostile), Fate::Refused(Reason::NoClientSsl));
+    }
+
+    #[test]
+    fn a_simulation_names_the_refused_the_excused_and_the_unused() {
+        let config = config(vec![
+            exception("etl", "10.0.0.0/24", &["etl"], Some("a")),
+            exception("nobody", "192.0.2.0/24", &[], None),
+        ]);
+        let clients = [
+            client([10, 0, 0, 1].into(), 3306, Some("etl")),
+            client([10, 0, 0, 1].into(), 3306, Some("app")),
+            client([10, 0, 0, 1].into(), 3307, Some("app")),
+        ];
+        let simulation = simulate(&config, "p.toml".to_owned(), &clients, now(), |_| {});
+        assert_eq!(simulation.refused.len(), 1);
+        assert_eq!(simulation.observed.len(), 1);
+        assert_eq!(simulation.excepted[0].exception.as_deref(), Some("etl"));
+        assert_eq!(simulation.unused, ["nobody"]);
+        let text = simulation.to_string();
+        assert!(
+            text.contains("1 would be refused\n") && text.contains("nobody needed: nobody"),
+            "{text}"
+        );
+    }
+}

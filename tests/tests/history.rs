@@ -1,0 +1,400 @@
+//! The history: real clients are on it with their drivers, policies are held against it, and what is learned of it lets in
+//! exactly those who were seen.
+
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::{Context as _, Result};
+use musttls_tests::agent::Agent;
+use musttls_tests::audit::Record;
+use musttls_tests::client::{Client, Login, Tls};
+use musttls_tests::netns::{Host, Net};
+use musttls_tests::raw::Raw;
+use musttls_tests::server::{OPEN_USER, Options, Product, Server, USER};
+use musttls_tests::site::Site;
+use musttls_tests::wait::{self, PATIENCE};
+use musttls_tests::wire::LoginPacket;
+use rustix::process::Signal;
+use serde_json::Value;
+
+const OBSERVE: &str = "mode = \"observe\"";
+const ENFORCE: &str = "mode = \"enforce\"\n[[server]]\nname = \"orders\"\nports = [3306]\n";
+const OWNER: &str = "dba@example.com";
+
+/// Standard output, standard error and exit code.
+fn musttls(agent: &Agent, args: &[&str]) -> (String, String, Option<i32>) {
+    let output = agent.musttls(args).unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        text(output.stdout),
+        text(output.stderr),
+        output.status.code(),
+    )
+}
+
+fn json(agent: &Agent, args: &[&str]) -> Value {
+    let (text, errors, _) = musttls(agent, args);
+    serde_json::from_str(&text)
+        .with_context(|| format!("{args:?} printed {text}\n{errors}"))
+        .unwrap()
+}
+
+/// The rows of `clients --json` that are `wanted`, as soon as they have `sessions` in all.
+fn await_clients(agent: &Agent, sessions: u64, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+    wait::until("the clients", PATIENCE, || {
+        let found = json(agent, &["clients", "--json"]);
+        let rows = found["clients"].as_array().context("no clients")?;
+        let rows: Vec<Value> = rows.iter().filter(|row| wanted(row)).cloned().collect();
+        let count: u64 = rows.iter().filter_map(|row| row["sessions"].as_u64()).sum();
+        Ok((count == sessions).then_some(rows))
+    })
+    .with_context(|| json(agent, &["clients", "--json"]).to_string())
+    .unwrap()
+}
+
+fn plaintext(row: &Value) -> bool {
+    row["transport"] == "plaintext"
+}
+
+/// The error of a plaintext login of `user` by a program of Python; `None` when it is let in.
+fn login(server: &Server, host: &Host, user: &str) -> Option<u16> {
+    let mut login = Login::new(server, host, Tls::Off);
+    if user == OPEN_USER {
+        login = login.user(OPEN_USER, "");
+    }
+    Client::PyMySql.login(host, &login).unwrap().error()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn scrape(port: u16) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
+}
+
+#[test]
+fn every_client_is_listed_with_its_driver_and_the_fix() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(OBSERVE).unwrap();
+    for client in Client::ALL {
+        let answer = client
+            .login(&net.app, &Login::new(&server, &net.app, Tls::Off))
+            .unwrap();
+        assert!(answer.is_in(), "{client:?}: {}", answer.text);
+    }
+    let secure = Login::new(&server, &net.legacy, Tls::Required);
+    assert!(
+        Client::MariaDbCli
+            .login(&net.legacy, &secure)
+            .unwrap()
+            .is_in()
+    );
+
+    let count = u64::try_from(Client::ALL.len()).unwrap();
+    let rows = await_clients(&agent, count, plaintext);
+    let drivers: BTreeMap<&str, &str> = rows
+        .iter()
+        .map(|row| {
+            (
+                row["fix"]["driver"].as_str().unwrap(),
+                row["driver"].as_str().unwrap_or("-"),
+            )
+        })
+        .collect();
+    let expected = [
+        ("MariaDB Connector/C", "libmariadb"),
+        ("PyMySQL", "pymysql"),
+        ("libmysqlclient", "libmysql"),
+        ("mysql-connector-python", "mysql-connector-python"),
+        ("node mysql2", "Node-MySQL-2"),
+        ("unknown", "-"),
+    ];
+    assert_eq!(drivers, expected.into());
+    for row in &rows {
+        assert_eq!(row["client"], net.app.v4().to_string(), "{row}");
+        assert_eq!(row["user"], USER, "{row}");
+        assert_eq!(row["port"], server.port(), "{row}");
+        assert_eq!(row["last_verdict"], "would_deny", "{row}");
+    }
+    let secure = await_clients(&agent, 1, |row| row["transport"] == "tls");
+    assert_eq!(secure[0]["client"], net.legacy.v4().to_string());
+    assert_eq!(secure[0]["tls_version"], "1.3");
+    assert!(secure[0].get("fix").is_none());
+
+    let (text, _, code) = musttls(&agent, &["clients", "--plaintext", "--since", "1h"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        text.contains("sslMode") || text.contains("--ssl-mode=REQUIRED"),
+        "{text}"
+    );
+    assert!(
+        text.contains("PyMySQL (1): ") && !text.contains("secure"),
+        "{text}"
+    );
+    let (text, _, _) = musttls(&agent, &["clients", "--user", "nobody"]);
+    assert!(text.contains("nobody is on record"), "{text}");
+}
+
+#[test]
+fn what_is_learned_lets_in_exactly_those_who_were_seen() {
+    let net = Net::new().unwrap();
+    let server = Server::start(&net.db, &Options::new(Product::MariaDb)).unwrap();
+    let observe = ENFORCE.replace("enforce", "observe");
+    let agent = Agent::start(&observe).unwrap();
+    assert_eq!(login(&server, &net.app, USER), None);
+    let secure = Login::new(&server, &net.legacy, Tls::Required);
+    assert!(Client::PyMySql.login(&net.legacy, &secure).unwrap().is_in());
+    await_clients(&agent, 1, plaintext);
+
+    // Enforce mode would refuse one of them, and says whom.
+    let policy = agent.home().file("enforce.toml");
+    let simulate = ["simulate", "--json", "--policy", policy.to_str().unwrap()];
+    fs::write(&policy, ENFORCE).unwrap();
+    let simulated = json(&agent, &simulate);
+    assert_eq!(
+        simulated["refused"].as_array().unwrap().len(),
+        1,
+        "{simulated}"
+    );
+    assert_eq!(simulated["refused"][0]["client"], net.app.v4().to_string());
+    assert_eq!(simulated["refused"][0]["user"], USER);
+    let (text, _, code) = musttls(&agent, &["simulate", "--policy", policy.to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("1 would be refused\n") && text.contains(USER),
+        "{text}"
+    );
+    // As it is in force, it would not, and says that, too.
+    let (text, _, code) = musttls(
+        &agent,
+        &[
+            "simulate",
+            "--policy",
+            agent.home().config().to_str().unwrap(),
+        ],
+    );
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("if their server were in enforce mode"),
+        "{text}"
+    );
+
+    let learned = agent.home().file("learned.toml");
+    let learn = [
+        "learn",
+        "--owner",
+        OWNER,
+        "--for",
+        "7d",
+        "--write",
+        learned.to_str().unwrap(),
+    ];
+    let (_, errors, code) = musttls(&agent, &learn);
+    assert_eq!(code, Some(0), "{errors}");
+    let text = fs::read_to_string(&learned).unwrap();
+    assert!(text.contains(&format!("\"{}/32\"", net.app.v4())), "{text}");
+    assert!(
+        text.contains("# PyMySQL: ") && text.contains("server  = \"orders\""),
+        "{text}"
+    );
+    assert_eq!(fs::metadata(&learned).unwrap().mode() & 0o777, 0o640);
+    // What is there is not written over.
+    let (_, errors, code) = musttls(&agent, &learn);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(
+        errors.contains("File exists") && errors.contains("help: "),
+        "{errors}"
+    );
+    assert_eq!(fs::read_to_string(&learned).unwrap(), text);
+
+    // With it nobody would be refused, and nobody is but those who were not seen.
+    let excused = format!("{ENFORCE}{text}");
+    fs::write(&policy, &excused).unwrap();
+    let simulated = json(&agent, &simulate);
+    assert_eq!(
+        simulated["refused"].as_array().unwrap().len(),
+        0,
+        "{simulated}"
+    );
+    assert_eq!(
+        simulated["excepted"].as_array().unwrap().len(),
+        1,
+        "{simulated}"
+    );
+    assert_eq!(
+        simulated["unused"].as_array().unwrap().len(),
+        0,
+        "{simulated}"
+    );
+    let (_, _, code) = musttls(&agent, &simulate);
+    assert_eq!(code, Some(0));
+    agent.set_policy(&excused).unwrap();
+    assert_eq!(login(&server, &net.app, USER), None);
+    assert_eq!(login(&server, &net.legacy, USER), Some(3159));
+    assert_eq!(login(&server, &net.app, OPEN_USER), Some(3159));
+}
+
+#[test]
+fn the_daemon_keeps_it_and_a_kill_loses_nothing() {
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let port = free_port();
+    let policy = format!("{OBSERVE}\npersist = true\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n");
+    let mut agent = Agent::start(&policy).unwrap();
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    // No command has asked yet: it is the daemon, confined as it is.
+    wait::until_true("the daemon's history", PATIENCE, || {
+        Ok(scrape(port)?.contains("musttls_history_clients 1\n"))
+    })
+    .with_context(|| agent.log().unwrap())
+    .unwrap();
+    let page = scrape(port).unwrap();
+    assert!(page.contains("musttls_history_errors_total 0\n"), "{page}");
+    for _ in 0..2 {
+        agent.kill().unwrap();
+        agent.start_again().unwrap();
+        assert_eq!(login(&site.server, &site.net.app, USER), None);
+        site.tls_passes().unwrap();
+    }
+    agent
+        .await_records("the sessions", 5, Record::is_session)
+        .unwrap();
+    let sessions = agent
+        .records()
+        .unwrap()
+        .iter()
+        .filter(|record| record.is_session())
+        .count();
+    await_clients(&agent, u64::try_from(sessions).unwrap(), |_| true);
+    let state = json(&agent, &["history", "--json"]);
+    assert_eq!(state["garbage"], 0, "{state}");
+    assert_eq!(state["behind"], 0, "{state}");
+    assert_eq!(state["holes"].as_array().unwrap().len(), 0, "{state}");
+}
+
+#[test]
+fn a_damaged_index_is_made_anew_and_the_daemon_goes_on() {
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let mut agent = Agent::start(OBSERVE).unwrap();
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    await_clients(&agent, 1, plaintext);
+    // The file and its journal, which the daemon has open: the journal alone would mend the file.
+    let index = agent.home().history();
+    for path in [index.clone(), index.with_extension("db-wal")] {
+        fs::write(&path, "no database ".repeat(10_000)).unwrap();
+    }
+    let (text, errors, code) = musttls(&agent, &["clients"]);
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(errors.contains("was made anew"), "{errors}");
+    assert!(text.contains(USER), "{text}");
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    await_clients(&agent, 2, plaintext);
+    // And between two agents.
+    agent.terminate().unwrap();
+    fs::write(&index, "no database ".repeat(10_000)).unwrap();
+    agent.start_again().unwrap();
+    wait::until_true("the daemon to say so", PATIENCE, || {
+        Ok(agent.log()?.contains("was made anew"))
+    })
+    .unwrap();
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    await_clients(&agent, 3, plaintext);
+    let (_, _, code) = musttls(&agent, &["history", "rebuild"]);
+    assert_eq!(code, Some(0));
+    await_clients(&agent, 3, plaintext);
+    assert!(!agent.log().unwrap().contains("panicked"));
+}
+
+#[test]
+fn a_rotation_loses_nothing_and_counts_nothing_twice() {
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(OBSERVE).unwrap();
+    for round in 1..=3 {
+        assert_eq!(login(&site.server, &site.net.app, USER), None);
+        await_clients(&agent, round * 2 - 1, plaintext);
+        let audit = agent.home().audit();
+        fs::rename(audit, audit.with_extension(format!("jsonl.{}", 10 - round))).unwrap();
+        // Into the old file, until the agent is told.
+        assert_eq!(login(&site.server, &site.net.app, USER), None);
+        await_clients(&agent, round * 2, plaintext);
+        agent.signal(Signal::USR1).unwrap();
+        wait::until_true("the new audit file", PATIENCE, || Ok(audit.exists())).unwrap();
+    }
+    let state = json(&agent, &["history", "--json"]);
+    assert_eq!(state["sessions"], 6, "{state}");
+    assert_eq!(state["holes"].as_array().unwrap().len(), 0, "{state}");
+}
+
+#[test]
+fn names_that_disturb_a_terminal_are_shown_safely() {
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(OBSERVE).unwrap();
+    let at = site.server.at(site.net.app.db_v4());
+    let (mut raw, _) = Raw::greeted(&site.net.app, at).unwrap();
+    let login = LoginPacket::new("bad12345user").attribute("_client_name", "\u{1b}[31mdriver\u{7}");
+    let mut packet = login.packet_41();
+    let place = packet
+        .windows(5)
+        .position(|bytes| bytes == b"12345")
+        .unwrap();
+    packet[place..place + 5].copy_from_slice(b"\x1b[2J\xff");
+    raw.send(&packet).unwrap();
+    await_clients(&agent, 1, plaintext);
+    for args in [
+        &["clients"][..],
+        &["clients", "--json"],
+        &[
+            "simulate",
+            "--policy",
+            agent.home().config().to_str().unwrap(),
+        ],
+        &["learn", "--owner", OWNER],
+    ] {
+        let output = agent.musttls(args).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            text.contains("bad\u{fffd}[2J\u{fffd}user"),
+            "{args:?}: {text}"
+        );
+        assert!(!text.contains(['\u{1b}', '\u{7}']), "{args:?}: {text:?}");
+    }
+    // Nobody can write such a name into a policy: no exception is proposed.
+    let (text, _, _) = musttls(&agent, &["learn", "--owner", OWNER]);
+    assert!(
+        text.contains("# Not proposed") && !text.contains("\n[[exception]]"),
+        "{text}"
+    );
+}
+
+#[test]
+fn without_a_file_of_records_there_is_none_and_it_is_said() {
+    let _site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let home = musttls_tests::agent::Home::new()
+        .unwrap()
+        .audit_to("/dev/null");
+    home.configure(OBSERVE).unwrap();
+    let agent = Agent::start_in(home).unwrap();
+    assert!(
+        agent
+            .log()
+            .unwrap()
+            .contains("who connects how is not kept")
+    );
+    let (_, errors, code) = musttls(&agent, &["clients"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        errors.contains("/dev/null") && errors.contains("help: "),
+        "{errors}"
+    );
+}
