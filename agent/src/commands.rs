@@ -88,6 +88,7 @@ pub fn run(command: Command) -> Result<Exit> {
                 length,
                 execute,
             },
+            |proposed| past::preview(proposed, &config),
         ),
         Command::Panic { end, config } => mode::panic(&config, end),
         Command::Reload { control } => reload(&control.socket),

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::edit::{self, NewMode};
 use crate::config::{Config, DEFAULT_SERVER, Loaded, PastDates, drop_ins};
 use crate::console::{complain, print, print_json};
-use crate::edits::{Change, change, not_edited, text_of};
+use crate::edits::{Change, change, changed, not_edited, text_of};
 use crate::status::ModeEnd;
 
 /// The file of [`panic`], in the directory of those laid over the main file.
@@ -74,8 +74,13 @@ pub struct Order {
     pub execute: bool,
 }
 
-/// Sets a mode in the files and has the running agent apply it.
-pub fn set(main: &Path, order: &Order) -> Result<Exit> {
+/// Sets a mode in the files and has the running agent apply it. Enforcing that is not to be executed is only described, by `preview` of the
+/// configuration as it would be.
+pub fn set(
+    main: &Path,
+    order: &Order,
+    preview: impl FnOnce(&Config) -> Result<Exit>,
+) -> Result<Exit> {
     let now = clock::wall();
     let loaded = Config::load(main, now, PastDates::Warn)?;
     let (index, server) = place(&loaded.config, order.server.as_deref())?;
@@ -104,9 +109,13 @@ pub fn set(main: &Path, order: &Order) -> Result<Exit> {
         new.mode.as_str()
     );
     if new.mode == Mode::Enforce && !order.execute {
+        let changes = changes(main, &loaded, server, &new)?;
+        let layers = changed(loaded.layers, &changes);
+        let proposed = Config::check(layers, now, PastDates::Warn)?;
         print(&format!("would set {what}\n"))?;
+        let exit = preview(&proposed.config)?;
         complain("Nothing was changed. To refuse plaintext logins: the same with --execute");
-        return Ok(Exit::Ok);
+        return Ok(exit);
     }
     change(
         main,
@@ -262,7 +271,7 @@ mod tests {
                 length: length.map(|text| edit::length(text).unwrap()),
                 execute: true,
             };
-            set(&self.main(), &order)
+            set(&self.main(), &order, |_| panic!("it is executed"))
         }
 
         fn modes(&self) -> Vec<(Mode, Option<Mode>)> {
@@ -330,7 +339,11 @@ mod tests {
             length: None,
             execute: false,
         };
-        assert_eq!(set(&place.main(), &order).unwrap(), Exit::Ok);
+        let preview = |config: &Config| {
+            assert_eq!(config.mode_of(0), Enforce);
+            Ok(Exit::Finding)
+        };
+        assert_eq!(set(&place.main(), &order, preview).unwrap(), Exit::Finding);
         assert_eq!(place.modes()[0], (Observe, None));
     }
 

@@ -28,21 +28,36 @@ fn is_refused(site: &Site) -> bool {
     answer.error().is_some_and(|error| error.number == REFUSED)
 }
 
-/// What `musttls` said, which must have gone well.
-fn musttls(agent: &Agent, words: &str) -> String {
+/// The exit code of `musttls`, and what it said.
+fn run(agent: &Agent, words: &str) -> (Option<i32>, String) {
     let config = agent.home().config();
     let config = config.to_str().unwrap();
     let words: Vec<&str> = words.split(' ').chain(["--config", config]).collect();
     let output = agent.musttls(&words).unwrap();
-    assert!(output.status.success(), "{words:?}: {output:?}");
-    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.code(), text)
+}
+
+/// What it said, which must have gone well.
+fn musttls(agent: &Agent, words: &str) -> String {
+    let (code, said) = run(agent, words);
+    assert_eq!(code, Some(0), "{words}: {said}");
+    said
 }
 
 #[test]
 fn enforcing_is_said_before_it_is_done_and_taken_back() {
     let site = site();
     let agent = Agent::start(OBSERVE).unwrap();
-    let said = musttls(&agent, "mode enforce");
+    assert!(is_let_in(&site));
+    agent
+        .await_record("of the login", |record| {
+            record.text("/unmapped/verdict") == "would_deny"
+        })
+        .unwrap();
+    let (code, said) = run(&agent, "mode enforce");
+    assert_eq!(code, Some(1), "somebody would be refused: {said}");
+    assert!(said.contains("1 would be refused"), "{said}");
     assert!(
         said.contains("would set default: enforce") && said.contains("--execute"),
         "{said}"

@@ -12,7 +12,7 @@ use crate::cli::{Exit, Of, Past, Terms};
 use crate::clients::Inventory;
 use crate::config::{Config, PastDates};
 use crate::console::{Progress, complain, print, stream_json};
-use crate::error::Failed;
+use crate::error::{self, Failed};
 use crate::history::{self, Client, Filter, History, State};
 use crate::learn::{self, Lesson};
 use crate::{clock, simulate as simulation, span};
@@ -70,11 +70,31 @@ pub(super) fn simulate(policy: &Path, past: &Past, json: bool) -> Result<Exit> {
     for warning in &loaded.warnings {
         complain(&format!("warning: {warning}"));
     }
+    judge(&loaded.config, policy, past, json)
+}
+
+/// What would become of those whom the history has, for one who is about to enforce. That there is no history stands in nobody's way.
+pub(super) fn preview(config: &Config, main: &Path) -> Result<Exit> {
+    let past = Past {
+        since: None,
+        config: main.to_owned(),
+    };
+    judge(config, main, &past, false).or_else(|error| {
+        complain(&format!(
+            "warning: whom it would refuse is not known: {}",
+            error::text(&error)
+        ));
+        Ok(Exit::Ok)
+    })
+}
+
+fn judge(config: &Config, policy: &Path, past: &Past, json: bool) -> Result<Exit> {
+    let now = clock::wall();
     let (_, clients, holes) = clients_of(past, Filter::default())?;
     let all = u64::try_from(clients.len()).unwrap_or(u64::MAX);
     let mut progress = Progress::new("judging");
     let mut simulated = simulation::simulate(
-        &loaded.config,
+        config,
         policy.display().to_string(),
         &clients,
         now,

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use crate::cli::Exit;
 use crate::config::edit::EditError;
-use crate::config::{Config, Loaded, PastDates, drop_ins};
+use crate::config::{Config, Layers, Loaded, PastDates, drop_ins};
 use crate::console::{complain, print};
 use crate::control::{self, Answer, NotRunning};
 use crate::datapath::Pins;
@@ -27,6 +27,17 @@ pub use store::Change;
 pub fn text_of(loaded: &Loaded, path: &Path) -> Option<String> {
     let layer = loaded.layers.files().find(|layer| layer.path() == path)?;
     Some(layer.text().to_owned())
+}
+
+/// What the files would be.
+#[must_use]
+pub fn changed(layers: Layers, changes: &[Change]) -> Layers {
+    changes
+        .iter()
+        .fold(layers, |layers, change| match &change.after {
+            Some(after) => layers.with(&change.path, after.clone()),
+            None => layers.without(&change.path),
+        })
 }
 
 /// The error of a file that cannot be edited.
@@ -47,12 +58,7 @@ pub fn change(
     let changes = edit(&loaded)?;
     let control = loaded.config.control.clone();
     is_of_the_agent(main, &control)?;
-    let layers = changes
-        .iter()
-        .fold(loaded.layers, |layers, change| match &change.after {
-            Some(after) => layers.with(&change.path, after.clone()),
-            None => layers.without(&change.path),
-        });
+    let layers = changed(loaded.layers, &changes);
     let checked = Config::check(layers, now, PastDates::Warn).inspect_err(|_| {
         complain("note: nothing was written; the lines below are those that the files would have");
     })?;
