@@ -103,7 +103,7 @@ pub enum Command {
     Mode {
         /// The mode; without it the modes are shown
         mode: Option<ModeName>,
-        /// Name of a [[server]]; without it, all without a mode of their own
+        /// Name of a server with settings of its own; without it, all without a mode of their own
         #[arg(requires = "mode")]
         server: Option<String>,
         /// Go back to the mode before after this time, also if the agent ends meanwhile: 30m, 2h, 1d

@@ -16,7 +16,7 @@ use crate::control::{self, Answer, NotRunning};
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
 use crate::mode::Order;
-use crate::{clock, daemon, doctor, except, mode, scan, top};
+use crate::{clock, daemon, except, mode, top};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -29,32 +29,8 @@ pub fn run(command: Command) -> Result<Exit> {
         Command::Top { interval, control } => {
             top::run(&control.socket, Duration::from_secs(interval))
         }
-        Command::Scan { output } => {
-            let found = scan::scan()?;
-            if output.json {
-                print_json(&found)?;
-            } else {
-                print(&found.to_string())?;
-            }
-            Ok(Exit::Ok)
-        }
-        Command::Doctor { output } => {
-            if let Err(error) = doctor::permitted() {
-                complain(&format!("error: {error}"));
-                return Ok(Exit::NotPermitted);
-            }
-            let report = doctor::examine();
-            if output.json {
-                print_json(&report)?;
-            } else {
-                print(&report.to_string())?;
-            }
-            Ok(if report.can_enforce {
-                Exit::Ok
-            } else {
-                Exit::Finding
-            })
-        }
+        Command::Scan { output } => scan(output.json),
+        Command::Doctor { output } => doctor(output.json),
         Command::Config {
             command: ConfigCommand::Check { file },
         } => check(&file),
@@ -139,6 +115,34 @@ fn start_logging() {
         log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .init();
     }
+}
+
+fn scan(json: bool) -> Result<Exit> {
+    let found = crate::scan::scan()?;
+    if json {
+        print_json(&found)?;
+    } else {
+        print(&found.to_string())?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn doctor(json: bool) -> Result<Exit> {
+    if let Err(error) = crate::doctor::permitted() {
+        complain(&format!("error: {error}"));
+        return Ok(Exit::NotPermitted);
+    }
+    let report = crate::doctor::examine();
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&report.to_string())?;
+    }
+    Ok(if report.can_enforce {
+        Exit::Ok
+    } else {
+        Exit::Finding
+    })
 }
 
 fn check(file: &Path) -> Result<Exit> {

@@ -16,7 +16,7 @@ use crate::console::{complain, print, print_json};
 use crate::edits::{Change, change, changed, not_edited, text_of};
 use crate::status::ModeEnd;
 
-/// The file of [`panic`], in the directory of those laid over the main file.
+/// The file of [`panic()`], in the directory of those laid over the main file.
 const PANIC: &str = "99-panic.toml";
 
 /// The mode of a server, as the files have it.

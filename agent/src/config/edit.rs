@@ -299,7 +299,9 @@ pub fn end_at(text: &str) -> Result<Option<Timestamp>, String> {
     if text == NEVER {
         return Ok(None);
     }
-    let date = text.parse().map_err(|_| format!("`{text}` is no date"))?;
+    let date = text
+        .parse()
+        .map_err(|error: DatetimeParseError| format!("`{text}`: {error}"))?;
     end_of(&date).map(Some)
 }
 
