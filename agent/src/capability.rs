@@ -27,6 +27,8 @@ pub const SYS_ADMIN: Capability = Capability::new("CAP_SYS_ADMIN", 21);
 pub const PERFMON: Capability = Capability::new("CAP_PERFMON", 38);
 /// Loads programs and maps.
 pub const BPF: Capability = Capability::new("CAP_BPF", 39);
+/// What looking into processes of others takes.
+pub const LOOKING: [Capability; 2] = [SYS_PTRACE, DAC_READ_SEARCH];
 
 impl Capability {
     const fn new(name: &'static str, number: u32) -> Self {

@@ -2,7 +2,9 @@
 
 #![cfg(test)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -154,7 +156,7 @@ fn second_agent_with_a_directory_of_its_own_refuses_and_names_the_first() {
         elsewhere.path().display()
     );
     fs::write(&config, text).unwrap();
-    let second = std::process::Command::new(musttls_tests::place::agent_binary().unwrap())
+    let second = Command::new(musttls_tests::place::agent_binary().unwrap())
         .args(["run", "--config"])
         .arg(&config)
         .output()
@@ -164,6 +166,56 @@ fn second_agent_with_a_directory_of_its_own_refuses_and_names_the_first() {
     assert!(text.contains(&first.pid().to_string()), "{text}");
     assert!(first.is_running().unwrap());
     assert_eq!(plaintext(&site), Some(REFUSED));
+}
+
+/// Any user can run a program whose path is longer than the kernel tells: 4,096 bytes. One named as a server is taken for one,
+/// and no agent ends for it.
+#[test]
+fn program_with_a_long_path_keeps_no_agent_from_starting() {
+    let site = site(Product::MariaDb);
+    let scratch = Scratch::new().unwrap();
+    let name = "d".repeat(200);
+    let mut directory = File::open(scratch.path()).unwrap();
+    for _ in 0..25 {
+        let below = within(&directory, &name);
+        fs::create_dir(&below).unwrap();
+        directory = File::open(&below).unwrap();
+    }
+    let program = within(&directory, "mysqld");
+    fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
+    let heard = scratch.join("heard");
+    let mut command = Command::new(&program);
+    let mut other = site
+        .net
+        .db
+        .spawn(command.arg("3309").arg(&heard))
+        .unwrap();
+    wait::until_true("the scripted server", PATIENCE, || Ok(heard.exists())).unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    assert_eq!(plaintext(&site), Some(REFUSED));
+    let status = agent.status().unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(status["coverage"]["errors"], serde_json::json!([]));
+    assert_eq!(status["servers"].as_array().unwrap().len(), 2, "{status}");
+}
+
+/// A file of a directory, whose own path may be longer than the kernel takes.
+fn within(directory: &File, name: &str) -> String {
+    let process = std::process::id();
+    format!("/proc/{process}/fd/{}/{name}", directory.as_raw_fd())
+}
+
+#[test]
+fn agent_that_may_not_look_into_a_server_ends_with_code_77() {
+    let _site = site(Product::MariaDb);
+    let launcher = ["setpriv", "--inh-caps=-all", "--bounding-set", "-sys_ptrace"];
+    let home = Home::new().unwrap().through(&launcher);
+    home.configure(ENFORCE).unwrap();
+    let output = home.musttls(&["run"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(77), "{text}");
+    assert!(text.contains("cannot be looked into"), "{text}");
 }
 
 #[test]
@@ -260,7 +312,7 @@ fn server_killed_in_the_middle_of_refusals_does_no_harm() {
             })
             .unwrap();
             let pid = site.server.pid().to_string();
-            output(std::process::Command::new("kill").args(["-KILL", &pid])).unwrap();
+            output(Command::new("kill").args(["-KILL", &pid])).unwrap();
         });
         site.server.kill().unwrap();
         assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
@@ -368,7 +420,7 @@ struct SmallDisk(Scratch);
 impl SmallDisk {
     fn new() -> Self {
         let scratch = Scratch::new().unwrap();
-        let mut mount = std::process::Command::new("mount");
+        let mut mount = Command::new("mount");
         output(
             mount
                 .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
@@ -382,7 +434,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         output(
-            std::process::Command::new("umount")
+            Command::new("umount")
                 .arg("--lazy")
                 .arg(self.0.path()),
         )

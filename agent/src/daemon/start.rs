@@ -19,6 +19,7 @@ use crate::audit::AuditLog;
 use crate::audit::record::Identity;
 use crate::audit::sink::AuditSink;
 use crate::bypass::Watch;
+use crate::capability::{Effective, LOOKING};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::confine::{self, Confinement};
@@ -159,7 +160,7 @@ impl Daemon {
         self.in_force(self.policy_version, self.started);
         self.refresh(true);
         if let Some(error) = self.scan_errors.first() {
-            return Err(NotPermitted(error.clone()).into());
+            may_look(error, Effective::of_this_process()?)?;
         }
         self.tagger.forget_ports();
         // Not before it is known whose the sessions are that a former gate has held.
@@ -253,6 +254,15 @@ fn confine(config: &Config) -> Result<Confinement> {
     Ok(confinement)
 }
 
+/// That the agent has the rights to look into processes. What else is in the way of it may be any user's doing: the gate judges
+/// without that process, and the status shows it.
+fn may_look(error: &str, effective: Effective) -> Result<()> {
+    if effective.lacking(&LOOKING).next().is_some() {
+        return Err(NotPermitted(error.to_owned()).into());
+    }
+    Ok(())
+}
+
 fn start_refusals(
     engine: Engine,
     state: Arc<ThreadState>,
@@ -297,5 +307,21 @@ fn identity(now: Timestamp) -> Identity {
     Identity {
         run: format!("{hostname}/{boot}-{:x}", now.as_millisecond()),
         hostname,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_rights_that_the_agent_lacks_end_its_start() {
+        let look = |bits| {
+            let effective = Effective::parse(&format!("CapEff:\t{bits:016x}\n")).unwrap();
+            may_look("process 7 (mysqld) cannot be looked into", effective).is_ok()
+        };
+        let (ptrace, read, override_) = (1_u64 << 19, 1 << 2, 1 << 1);
+        assert!(look(ptrace | read) && look(ptrace | override_));
+        assert!(!look(ptrace) && !look(read) && !look(0));
     }
 }

@@ -132,7 +132,8 @@ pub fn ports_of_init() -> Result<HashSet<u16>, procfs::ProcError> {
 }
 
 /// The name of the process's program file, if it is a server's. Where that may not be read, the name of its
-/// thread (which anyone may) tells whether it should have been.
+/// thread (which anyone may) tells whether it should have been. Where its path is too long for the kernel to tell
+/// (4,096 bytes), which any user can arrange, that name stands for it.
 fn program(process: &Process) -> Result<Option<String>, (String, procfs::ProcError)> {
     let is_server = |name: &str| PROGRAMS.contains(&name).then(|| name.to_owned());
     match process.exe() {
@@ -145,10 +146,15 @@ fn program(process: &Process) -> Result<Option<String>, (String, procfs::ProcErr
             Ok(is_server(name.strip_suffix(" (deleted)").unwrap_or(name)))
         }
         Err(error) => match process.stat().ok().and_then(|stat| is_server(&stat.comm)) {
+            Some(name) if is_too_long(&error) => Ok(Some(name)),
             Some(name) => Err((name, error)),
             None => Ok(None),
         },
     }
+}
+
+fn is_too_long(error: &procfs::ProcError) -> bool {
+    matches!(error, procfs::ProcError::Io(error, _) if error.raw_os_error() == Some(libc::ENAMETOOLONG))
 }
 
 fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcError> {
