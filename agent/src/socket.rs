@@ -177,6 +177,11 @@ impl Socket {
         Ok(sockopt::socket_cookie(&self.0)?)
     }
 
+    /// Its inode number, by which procfs names it.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.0)?.st_ino)
+    }
+
     /// What kind of socket it is.
     pub fn kind(&self) -> io::Result<Kind> {
         let domain = sockopt::socket_domain(&self.0)?.as_raw();

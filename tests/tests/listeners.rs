@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
@@ -239,16 +240,7 @@ fn forwarded_port_is_gated() {
 fn listener_that_opens_while_the_agent_runs_is_gated_from_its_first_session() {
     let net = Net::new().unwrap();
     let directory = Scratch::new().unwrap();
-    let program = directory.join("mysqld");
-    fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
-    let heard = directory.join("heard");
-    let mut command = Command::new(&program);
-    let _server = Killed(
-        net.db
-            .spawn(command.arg("3306").arg(&heard).arg("13306"))
-            .unwrap(),
-    );
-    wait::until_true("the scripted server", PATIENCE, || Ok(heard.exists())).unwrap();
+    let _server = scripted(&net.db, &directory, &["3306", "13306"]);
     let agent = Agent::start(ENFORCE).unwrap();
     drop(Raw::greeted(&net.app, SocketAddr::new(net.app.db_v4(), 3306)).unwrap());
     let later = SocketAddr::new(net.app.db_v4(), 13306);
@@ -455,6 +447,46 @@ fn helper_that_shares_the_port_of_a_server_is_let_alone() {
         Ok(agent.outcome("denied")? == refused)
     })
     .unwrap();
+}
+
+/// As a server that fails to start, again and again: its listener is gone before the agent has it.
+#[test]
+fn listener_that_comes_and_goes_covers_no_other_namespace() {
+    let net = Net::new().unwrap();
+    let service = listener(&net.app, PORT);
+    let to = SocketAddr::new(net.app.v4(), PORT);
+    let agent = Agent::start(ENFORCE).unwrap();
+    let directory = Scratch::new().unwrap();
+    let _server = scripted(&net.db, &directory, &[&PORT.to_string(), "flickers"]);
+    thread::scope(|scope| {
+        scope.spawn(|| echo(&service));
+        let ends = Instant::now() + Duration::from_secs(8);
+        while Instant::now() < ends {
+            let mut stream = net.db.run(|| TcpStream::connect(to)).unwrap().unwrap();
+            stream.set_read_timeout(Some(wait::here(PATIENCE))).unwrap();
+            // To the gate this could be the head of a login.
+            stream.write_all(&[9, 0, 0, 1]).unwrap();
+            let mut answer = [0; 8];
+            stream.read_exact(&mut answer).unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }
+        rustix::net::shutdown(&service, rustix::net::Shutdown::Both).unwrap();
+    });
+    let log = agent.log().unwrap();
+    assert!(!log.contains("may not be touched"), "{log}");
+}
+
+/// A scripted server of this name and these arguments, which is up.
+fn scripted(host: &Host, directory: &Scratch, arguments: &[&str]) -> Killed {
+    let program = directory.join("mysqld");
+    fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
+    let heard = directory.join("heard");
+    let (port, rest) = arguments.split_first().unwrap();
+    let mut command = Command::new(&program);
+    command.arg(port).arg(&heard).args(rest);
+    let server = Killed(host.spawn(&mut command).unwrap());
+    wait::until_true("the scripted server", PATIENCE, || Ok(heard.exists())).unwrap();
+    server
 }
 
 /// Group communication, and both ways of state transfer, between two real nodes in plaintext: the second

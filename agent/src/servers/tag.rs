@@ -40,9 +40,10 @@ impl Tagger {
     /// Tags the sockets of `servers` that are not yet, and notes in them what was done.
     pub fn tag(&mut self, servers: &mut [Server], config: &Config) {
         let mut seen = HashSet::new();
+        let mut ports = HashSet::new();
         for server in servers {
             let process = Process::open(server.pid);
-            for listener in &mut server.listeners {
+            server.listeners.retain_mut(|listener| {
                 seen.insert(listener.inode);
                 let port = listener.address.port();
                 let index = config.server_index(port);
@@ -51,23 +52,30 @@ impl Tagger {
                 }
                 let tag = Tag::named(index, listener.protocol.class());
                 if listener.kind != Kind::Tcp {
+                    ports.insert(port);
                     self.by_port(listener, tag);
-                    continue;
+                    return true;
                 }
                 if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
                     && known == tag
                 {
                     listener.cookie = Some(cookie);
-                    continue;
+                    return true;
                 }
                 match self.tag_listener(&process, listener, tag) {
                     Ok(cookie) => {
                         self.tagged.insert(listener.inode, (tag, cookie));
                         listener.cookie = Some(cookie);
                     }
-                    Err(error) => self.untouched(listener, tag, &error),
+                    // It is the server's no longer, and says nothing of its port.
+                    Err(error) if is_gone(&error) => return false,
+                    Err(error) => {
+                        ports.insert(port);
+                        self.untouched(listener, tag, &error);
+                    }
                 }
-            }
+                true
+            });
             for listener in &server.unix {
                 seen.insert(listener.inode);
                 if self.unix_probe && !self.unix.contains(&listener.inode) {
@@ -86,9 +94,11 @@ impl Tagger {
         }
         self.tagged.retain(|inode, _| seen.contains(inode));
         self.unix.retain(|inode| seen.contains(inode));
+        self.keep_ports(&ports);
     }
 
-    /// Tells the gate what a new listener is that no server has a descriptor of: covered by its port, or no server's.
+    /// Tells the gate what a new listener is that no server has a descriptor of: covered by its port, or no server's. The
+    /// caller knows that none can be a server's at a port that is not covered.
     pub fn name(&mut self, cookie: u64, port: u16) -> anyhow::Result<()> {
         let covered = self.ports.get(&port).copied();
         let tag = covered.unwrap_or_else(|| Tag::named(0, ListenerClass::Other));
@@ -115,17 +125,35 @@ impl Tagger {
             );
         }
         for port in self.maps.ports() {
-            if !self.ports.contains_key(&port)
-                && let Err(error) = self.maps.untag_port(port)
-            {
-                tracing::warn!(
-                    port,
-                    error = format!("{error:#}"),
-                    help = "musttls disarm takes everything off; then start again",
-                    "a former agent's port stays covered"
-                );
+            if !self.ports.contains_key(&port) {
+                self.untag_port(port);
             }
         }
+    }
+
+    /// Takes back the ports at which no server listens any more: others may, in any network namespace, and there are 256 places.
+    fn keep_ports(&mut self, listening: &HashSet<u16>) {
+        let ports = self.ports.keys().copied();
+        let left: Vec<u16> = ports.filter(|port| !listening.contains(port)).collect();
+        for port in left {
+            if self.untag_port(port) {
+                self.ports.remove(&port);
+                tracing::info!(port, "no server listens there any more: no longer covered");
+            }
+        }
+    }
+
+    fn untag_port(&mut self, port: u16) -> bool {
+        let untagged = self.maps.untag_port(port);
+        if let Err(error) = &untagged {
+            tracing::warn!(
+                port,
+                error = format!("{error:#}"),
+                help = "musttls disarm takes everything off; then start again",
+                "a port at which no server listens stays covered"
+            );
+        }
+        untagged.is_ok()
     }
 
     fn tag_listener(
@@ -135,6 +163,10 @@ impl Tagger {
         tag: Tag,
     ) -> anyhow::Result<u64> {
         let socket = duplicate(process, listener.fd)?;
+        if socket.inode()? != listener.inode {
+            // The number is another file's by now.
+            return Err(io::Error::from_raw_os_error(libc::EBADF).into());
+        }
         let cookie = socket.cookie().context("SO_COOKIE")?;
         self.maps.tag(&socket, cookie, tag)?;
         Ok(cookie)
@@ -186,9 +218,45 @@ impl Tagger {
 fn duplicate(process: &io::Result<Process>, fd: i32) -> anyhow::Result<Socket> {
     let process = match process {
         Ok(process) => process,
-        Err(error) => anyhow::bail!("pidfd_open: {error}"),
+        Err(error) => {
+            let error = error
+                .raw_os_error()
+                .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+            return Err(error).context("pidfd_open");
+        }
     };
     process
         .duplicate(fd)
         .context("pidfd_getfd (needs CAP_SYS_PTRACE, and kernel.yama.ptrace_scope below 3)")
+}
+
+/// Whether an error says that the socket or its process is gone, and nothing of what may be touched.
+fn is_gone(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    causes.any(|cause: &io::Error| {
+        matches!(
+            cause.raw_os_error(),
+            Some(libc::EBADF | libc::ESRCH | libc::ENOTSOCK)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd as _;
+
+    #[test]
+    fn what_is_gone_is_told_from_what_may_not_be_touched() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let process = Process::open(me);
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().as_raw_fd();
+        assert!(is_gone(&duplicate(&process, closed).unwrap_err()));
+        // Above any process id (`PID_MAX_LIMIT`).
+        let nobody = Process::open(1 << 23);
+        assert!(is_gone(&duplicate(&nobody, 0).unwrap_err()));
+        let refused = Err(io::Error::from_raw_os_error(libc::EPERM));
+        assert!(!is_gone(&duplicate(&refused, 0).unwrap_err()));
+    }
 }

@@ -2,21 +2,26 @@
 //! was changed on the way. The agent knows servers by the name of their program, so a test copies this
 //! one to a file named `mysqld`.
 //!
-//! Usage: `mysqld PORT FILE [LATER | proxied]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
+//! Usage: `mysqld PORT FILE [LATER | proxied | flickers | hoards]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
 //! too, once its first session has ended, and serves that one only. With `proxied` it greets behind a PROXY protocol
-//! header of version 1 only, as Percona Server does, which reads it with one peek (`vio_process_proxy_header`).
+//! header of version 1 only, as Percona Server does, which reads it with one peek (`vio_process_proxy_header`). With `flickers`
+//! it listens and closes again all the time, with `hoards` it listens by MPTCP on 300 ports from `PORT` on; both serve nobody.
 
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::wire::packet;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
 
 /// A greeting of MySQL 8.4 with TLS on offer; version, connection id and scramble never change.
 const GREETING: &[u8] = b"\x0a8.4.0\0\x2a\0\0\0ABCDEFGH\0\xff\xff\xff\x02\0\xff\xdf\x15\
@@ -29,15 +34,27 @@ fn main() -> Result<()> {
     let mut next = || arguments.next().context("usage: mysqld PORT FILE");
     let port = next()?;
     let file = PathBuf::from(next()?);
+    let third = next();
+    let create = || File::create(&file).with_context(|| format!("create {}", file.display()));
+    if third.as_ref().is_ok_and(|third| third == "flickers") {
+        create()?;
+        return flicker(number(&port)?);
+    }
+    if third.as_ref().is_ok_and(|third| third == "hoards") {
+        let _all = hoard(number(&port)?)?;
+        create()?;
+        loop {
+            thread::park();
+        }
+    }
     let listener = listen(&port)?;
-    let mut heard = File::create(&file).with_context(|| format!("create {}", file.display()))?;
+    let mut heard = create()?;
     let mut serve_next = |listener: &TcpListener| -> Result<()> {
         let (stream, _) = listener.accept().context("accept")?;
         heard
             .write_all(&serve(stream)?)
             .context("write down what was heard")
     };
-    let third = next();
     if third.as_ref().is_ok_and(|third| third == "proxied") {
         loop {
             let (stream, _) = listener.accept().context("accept")?;
@@ -60,11 +77,40 @@ fn main() -> Result<()> {
 }
 
 fn listen(port: &OsStr) -> Result<TcpListener> {
-    let port: u16 = port
-        .to_string_lossy()
-        .parse()
-        .context("PORT is no number")?;
-    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, number(port)?)).context("listen")
+}
+
+fn number(port: &OsStr) -> Result<u16> {
+    port.to_string_lossy().parse().context("PORT is no number")
+}
+
+/// Listens for some milliseconds, again and again.
+fn flicker(port: u16) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(3);
+    loop {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")?;
+        thread::sleep(PAUSE);
+        drop(listener);
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Listens by MPTCP on more ports than the gate has places for.
+fn hoard(first: u16) -> Result<Vec<OwnedFd>> {
+    let listen = |port| {
+        let socket = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            Some(ipproto::MPTCP),
+        )?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+        rustix::net::listen(&socket, 1)?;
+        Ok(socket)
+    };
+    let all: rustix::io::Result<Vec<OwnedFd>> = (first..).take(300).map(listen).collect();
+    all.context("listen by MPTCP")
 }
 
 /// Takes a header off the front of the stream, if it is there whole.
