@@ -6,8 +6,10 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
 use musttls_tests::evidence;
@@ -88,6 +90,42 @@ fn settings_of_a_listener_that_is_covered_by_port_change_by_reload() {
         agent.set_policy(orders).unwrap();
         assert!(login().is_ok());
     }
+}
+
+/// Ports that are covered have 256 places. Any user may have a program of a server's name listen on more.
+#[test]
+fn listener_that_found_no_place_is_judged_from_its_greeting_on() {
+    let net = Net::new().unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    let directory = Scratch::new().unwrap();
+    let program = directory.join("mysqld");
+    fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
+    let ready = directory.join("ready");
+    let mut command = Command::new(&program);
+    command.arg("20000").arg(&ready).arg("hoards");
+    let mut hoarder = net.legacy.spawn(&mut command).unwrap();
+    wait::until_true("300 listeners", PATIENCE, || Ok(ready.exists())).unwrap();
+    let all_taken = || Ok(agent.log()?.contains("covered=false"));
+    wait::until_true("all places to be taken", PATIENCE, all_taken).unwrap();
+    let listener = mptcp_listener(&net.db);
+    let server = activated(&net.db, &listener);
+    let is_covered = || {
+        let status = agent.status()?;
+        let servers = status["servers"].as_array().context("servers")?;
+        let own = servers.iter().find(|it| it["pid"] == server.pid());
+        Ok(own.map(|own| own["listeners"][0]["covered"] == true))
+    };
+    assert!(!wait::until("the server to be found", PATIENCE, is_covered).unwrap());
+    for _ in 0..3 {
+        let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
+        raw.send(&server.open_login().packet_41()).unwrap();
+        let answer = raw.receive().unwrap();
+        let number = answer.error().map(|error| error.number);
+        assert_eq!(number, Some(REFUSED), "{answer:?}");
+    }
+    hoarder.kill().unwrap();
+    hoarder.wait().unwrap();
+    wait::until_true("a place", PATIENCE, || Ok(is_covered()? == Some(true))).unwrap();
 }
 
 /// What the kernel makes of a stream over several connections, or of one that its client maps elsewhere, no segment

@@ -97,23 +97,25 @@ impl Daemon {
             }
         }
         self.refresh(true);
-        let known: Vec<u64> = self
-            .registry
-            .servers()
-            .iter()
-            .flat_map(|server| &server.listeners)
+        let servers = self.registry.servers();
+        let of_servers = || servers.iter().flat_map(|server| &server.listeners);
+        let known: Vec<u64> = of_servers()
             .filter_map(|listener| listener.cookie)
             .collect();
-        // Where a server cannot be looked into, a new listener may be its own; one of the service manager, or at a port
+        // Where a server cannot be looked into, or its listener at that port is not covered, a new listener may be its own; one of the service manager, or at a port
         // that the configuration names, may be passed on to a server. It stays pending, and is judged if it greets
         // as a server does.
         let all_known = self.scan_errors.is_empty();
         let of_init = servers::ports_of_init();
         for (cookie, port) in listeners {
             // If it cannot be found out which are the service manager's, any may be.
+            let may_be_a_servers = !all_known
+                || of_servers().any(|listener| {
+                    listener.uncovered.is_some() && listener.address.port() == port
+                });
             let may_be_passed_on = self.config.names_port(port)
                 || of_init.as_ref().map_or(true, |ports| ports.contains(&port));
-            if !all_known || known.contains(&cookie) || may_be_passed_on {
+            if may_be_a_servers || known.contains(&cookie) || may_be_passed_on {
                 continue;
             }
             if let Err(error) = self.tagger.name(cookie, port) {
