@@ -282,6 +282,20 @@ fn socket_that_a_service_manager_passes_on_while_the_agent_runs_is_gated() {
     is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
 }
 
+/// As systemd does with `PrivateNetwork=`: `/proc/PID/net` does not list the socket.
+#[test]
+fn socket_of_another_network_namespace_than_its_server_is_gated() {
+    let net = Net::new().unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    let listener = listener(&net.db, 3306);
+    let server = activated(&net.legacy, &listener);
+    wait::until_true("the listener to be found", PATIENCE, || {
+        Ok(listeners(&agent, server.pid(), "classic").len() == 1)
+    })
+    .unwrap();
+    is_gated(&agent, &server, &net.app, server.at(net.app.db_v4()));
+}
+
 /// The session that has the service manager start the server: it is established before the socket is
 /// a server's.
 #[test]

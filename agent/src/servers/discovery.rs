@@ -226,9 +226,9 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
     } in unlisted
     {
         match (kind, listens_at) {
-            (Kind::Smc, Some(address)) => listeners.push(listener(address, fd, inode, kind)),
+            (Kind::Tcp | Kind::Mptcp | Kind::Smc, Some(address)) => listeners.push(listener(address, fd, inode, kind)),
             (Kind::Xdp | Kind::Packet | Kind::RawIp, _) => beside_tcp.push((fd, kind)),
-            (Kind::Tcp | Kind::Mptcp | Kind::Smc | Kind::Other, _) => {}
+            (Kind::Tcp | Kind::Mptcp | Kind::Smc, None) | (Kind::Other, _) => {}
         }
     }
     beside_tcp.sort_unstable();
@@ -257,7 +257,8 @@ struct Unlisted {
 }
 
 /// Finds out of what kind the listeners are, and the other sockets of a server. procfs lists an MPTCP listener as
-/// one of TCP, and one of SMC not at all.
+/// one of TCP, and one of SMC not at all; nor what is in another network namespace than the process (systemd's `PrivateNetwork=`
+/// with socket activation, rootless containers).
 fn kinds(
     pid: i32,
     listeners: &mut [Listener],
@@ -283,10 +284,9 @@ fn kinds(
             continue;
         };
         let kind = socket.kind()?;
-        let listens_at = if kind == Kind::Smc {
-            socket.listens_at()?
-        } else {
-            None
+        let listens_at = match kind {
+            Kind::Tcp | Kind::Mptcp | Kind::Smc => socket.listens_at()?,
+            Kind::Xdp | Kind::Packet | Kind::RawIp | Kind::Other => None,
         };
         found.push(Unlisted {
             inode,
