@@ -14,7 +14,7 @@ use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
 use musttls_tests::evidence;
 use musttls_tests::netns::{Host, Net};
-use musttls_tests::place::Scratch;
+use musttls_tests::place::{Killed, Scratch};
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::server::{OPEN_USER, Options, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
@@ -103,7 +103,7 @@ fn listener_that_found_no_place_is_judged_from_its_greeting_on() {
     let ready = directory.join("ready");
     let mut command = Command::new(&program);
     command.arg("20000").arg(&ready).arg("hoards");
-    let mut hoarder = net.legacy.spawn(&mut command).unwrap();
+    let hoarder = Killed(net.legacy.spawn(&mut command).unwrap());
     wait::until_true("300 listeners", PATIENCE, || Ok(ready.exists())).unwrap();
     let all_taken = || Ok(agent.log()?.contains("covered=false"));
     wait::until_true("all places to be taken", PATIENCE, all_taken).unwrap();
@@ -123,8 +123,7 @@ fn listener_that_found_no_place_is_judged_from_its_greeting_on() {
         let number = answer.error().map(|error| error.number);
         assert_eq!(number, Some(REFUSED), "{answer:?}");
     }
-    hoarder.kill().unwrap();
-    hoarder.wait().unwrap();
+    drop(hoarder);
     wait::until_true("a place", PATIENCE, || Ok(is_covered()? == Some(true))).unwrap();
 }
 

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as SocketName, UnixDatagram};
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use musttls_tests::bpf::Program;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
 use musttls_tests::netns::{Host, Net};
-use musttls_tests::place::{Scratch, output};
+use musttls_tests::place::{Killed, Scratch, output};
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
@@ -730,16 +730,6 @@ fn echo(listener: &TcpListener) {
         while let Ok(length @ 1..) = stream.read(&mut chunk) {
             stream.write_all(&chunk[..length]).unwrap();
         }
-    }
-}
-
-/// A process that ends with its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
     }
 }
 

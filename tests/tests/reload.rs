@@ -13,7 +13,7 @@ use musttls_tests::audit::Record;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
 use musttls_tests::netns::Net;
-use musttls_tests::place::{Scratch, output};
+use musttls_tests::place::{Killed, Scratch, output};
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, Product, Server};
 use musttls_tests::site::Site;
@@ -185,17 +185,12 @@ fn program_with_a_long_path_keeps_no_agent_from_starting() {
     fs::copy(env!("CARGO_BIN_EXE_fake-mysqld"), &program).unwrap();
     let heard = scratch.join("heard");
     let mut command = Command::new(&program);
-    let mut other = site
-        .net
-        .db
-        .spawn(command.arg("3309").arg(&heard))
-        .unwrap();
+    let command = command.arg("3309").arg(&heard);
+    let _other = Killed(site.net.db.spawn(command).unwrap());
     wait::until_true("the scripted server", PATIENCE, || Ok(heard.exists())).unwrap();
     let agent = Agent::start(ENFORCE).unwrap();
     assert_eq!(plaintext(&site), Some(REFUSED));
     let status = agent.status().unwrap();
-    other.kill().unwrap();
-    other.wait().unwrap();
     assert_eq!(status["coverage"]["errors"], serde_json::json!([]));
     assert_eq!(status["servers"].as_array().unwrap().len(), 2, "{status}");
 }
@@ -209,7 +204,12 @@ fn within(directory: &File, name: &str) -> String {
 #[test]
 fn agent_that_may_not_look_into_a_server_ends_with_code_77() {
     let _site = site(Product::MariaDb);
-    let launcher = ["setpriv", "--inh-caps=-all", "--bounding-set", "-sys_ptrace"];
+    let launcher = [
+        "setpriv",
+        "--inh-caps=-all",
+        "--bounding-set",
+        "-sys_ptrace",
+    ];
     let home = Home::new().unwrap().through(&launcher);
     home.configure(ENFORCE).unwrap();
     let output = home.musttls(&["run"]).unwrap();
@@ -433,12 +433,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        output(
-            Command::new("umount")
-                .arg("--lazy")
-                .arg(self.0.path()),
-        )
-        .unwrap();
+        output(Command::new("umount").arg("--lazy").arg(self.0.path())).unwrap();
     }
 }
 

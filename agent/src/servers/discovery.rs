@@ -226,7 +226,9 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
     } in unlisted
     {
         match (kind, listens_at) {
-            (Kind::Tcp | Kind::Mptcp | Kind::Smc, Some(address)) => listeners.push(listener(address, fd, inode, kind)),
+            (Kind::Tcp | Kind::Mptcp | Kind::Smc, Some(address)) => {
+                listeners.push(listener(address, fd, inode, kind));
+            }
             (Kind::Xdp | Kind::Packet | Kind::RawIp, _) => beside_tcp.push((fd, kind)),
             (Kind::Tcp | Kind::Mptcp | Kind::Smc, None) | (Kind::Other, _) => {}
         }
