@@ -11,13 +11,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use anyhow::{Context as _, Result};
 use musttls_common::session::Endpoints;
 
-use crate::bypass::{Kind, Look, Watch};
+use crate::bypass::{Alarm, Kind, Look, Watch};
 use crate::capability::{
     BPF, Capability, DAC_READ_SEARCH, Effective, NET_ADMIN, PERFMON, SYS_PTRACE,
 };
 use crate::confine::filter;
 use crate::datapath::unix_probe::{NoTracing, UnixProbe, lockdown};
 use crate::datapath::{Loaded, cgroup};
+use crate::login::printable;
 use crate::refusal::destroy;
 use crate::servers;
 use crate::socket::Process;
@@ -357,7 +358,8 @@ fn bypasses_of(look: &Look) -> Vec<Check> {
         let unchecked = look.unchecked.iter().find(|(one, _)| *one == kind);
         let (found, detail, cost, remedy) = match (alarms.peek().is_some(), unchecked) {
             (true, _) => {
-                let all: Vec<String> = alarms.map(ToString::to_string).collect();
+                let safe = |alarm: &Alarm| printable(alarm.to_string().as_bytes()).0;
+                let all: Vec<String> = alarms.map(safe).collect();
                 (false, all.join("; "), kind.meaning(), kind.remedy())
             }
             (false, Some((_, why))) => (

@@ -180,12 +180,13 @@ impl fmt::Display for Found {
             let version = server.version.as_deref().unwrap_or("version unknown");
             writeln!(f, "{} {} {version}: {tls}", server.program, server.pid)?;
             if let Some(problem) = &server.problem {
-                writeln!(f, "  {problem}")?;
+                writeln!(f, "  {}", printable(problem.as_bytes()).0)?;
             }
             for (address, protocol) in &server.listeners {
                 writeln!(f, "  {address:<28} {protocol}")?;
             }
             for path in &server.unix {
+                let path = printable(path.as_bytes()).0;
                 writeln!(f, "  {path:<28} Unix socket")?;
             }
         }
@@ -198,5 +199,34 @@ impl fmt::Display for Found {
         self.errors
             .iter()
             .try_for_each(|error| writeln!(f, "{error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_sockets_reach_no_terminal_with_control_characters() {
+        let path = "/tmp/\u{1b}]0;name\u{7}";
+        let found = Found {
+            servers: vec![Entry {
+                pid: 7,
+                program: "mysqld".to_owned(),
+                version: None,
+                tls_offered: None,
+                problem: Some(format!("connect to {path}")),
+                cgroup: "/".to_owned(),
+                container: None,
+                listeners: Vec::new(),
+                unix: vec![path.to_owned()],
+            }],
+            alarms: Vec::new(),
+            unchecked: Vec::new(),
+            errors: Vec::new(),
+        };
+        let text = found.to_string();
+        assert!(!text.contains(['\u{1b}', '\u{7}']), "{text:?}");
+        assert!(text.contains("/tmp/\u{fffd}]0;name\u{fffd}"), "{text:?}");
     }
 }

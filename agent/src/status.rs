@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bypass;
 use crate::config::Config;
 use crate::confine::Confinement;
+use crate::login::printable;
 
 /// The state of a running agent. Field names are stable; fields may be added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -326,7 +327,8 @@ impl fmt::Display for Alarm {
         if let (Some(pid), Some(program)) = (self.pid, &self.program) {
             write!(f, "{program} {pid}: ")?;
         }
-        writeln!(f, "{} ({})", self.found, self.kind)?;
+        // A library's name is any user's choice.
+        writeln!(f, "{} ({})", printable(self.found.as_bytes()).0, self.kind)?;
         writeln!(f, "          means: {}", self.meaning)?;
         writeln!(f, "          help:  {}", self.remedy)
     }
@@ -422,7 +424,8 @@ impl fmt::Display for Status {
             write!(f, "{alarm}")?;
         }
         for server in &self.servers {
-            writeln!(f, "\n{} {} {}", server.program, server.pid, server.cgroup)?;
+            let cgroup = printable(server.cgroup.as_bytes()).0;
+            writeln!(f, "\n{} {} {cgroup}", server.program, server.pid)?;
             for listener in &server.listeners {
                 let state = match (&listener.reason, listener.covered) {
                     (_, true) => listener.mode.as_str(),
@@ -440,6 +443,7 @@ impl fmt::Display for Status {
                 }
             }
             for path in &server.unix {
+                let path = printable(path.as_bytes()).0;
                 writeln!(f, "  {path:<28} {:<18} {:<14} recorded", "classic", "")?;
             }
         }
@@ -520,4 +524,25 @@ fn table(
         writeln!(f, "\n{title}")?;
     }
     rows.try_for_each(|(name, n)| writeln!(f, "  {name:<28} {n:>12}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_reach_no_terminal_with_control_characters() {
+        let alarm = Alarm {
+            kind: "user-space".to_owned(),
+            pid: Some(7),
+            program: Some("mysqld".to_owned()),
+            found: "libvma.so\u{1b}[32m is loaded".to_owned(),
+            meaning: String::new(),
+            remedy: String::new(),
+        };
+        let text = alarm.to_string();
+        assert!(text.contains("libvma.so\u{fffd}[32m is loaded"), "{text}");
+        let json = serde_json::to_string(&alarm).unwrap();
+        assert!(json.contains("libvma.so\\u001b[32m"), "{json}");
+    }
 }
