@@ -21,6 +21,7 @@ use musttls_tests::audit::Record;
 use musttls_tests::bpf::Program;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
+use musttls_tests::mysqlx;
 use musttls_tests::netns::{Host, Net};
 use musttls_tests::place::{Killed, Scratch, output};
 use musttls_tests::raw::Raw;
@@ -387,6 +388,37 @@ fn settings_of_a_server_hold_before_its_listener_has_a_name() {
     assert_eq!(record.text("/unmapped/server"), "orders");
     let log = server.general_log().unwrap();
     assert!(log.contains("ahead of the greeting"), "{log}");
+}
+
+/// An administrator of the server, who needs no rights on the host for it, moves X Protocol to a port of Galera.
+#[test]
+fn x_protocol_on_a_port_of_galera_is_gated() {
+    let net = Net::new().unwrap();
+    let restarts = "for a; do shift; [ \"$a\" = --no-defaults ] || set -- \"$@\" \"$a\"; done
+        export MYSQLD_PARENT_PID=$$; while :; do \"$@\"; [ $? = 16 ] || exit; done";
+    let options = Options::new(Product::MySql)
+        .with("--mysqlx=ON")
+        .through(&["sh", "-c", restarts, "sh"]);
+    let server = Server::start(&net.db, &options).unwrap();
+    let _agent = Agent::start(ENFORCE).unwrap();
+    // The connection ends with it.
+    drop(server.query(
+        "SET PERSIST_ONLY mysqlx_port = 4567; SET PERSIST_ONLY mysqlx_bind_address = '*'; RESTART",
+    ));
+    let to = SocketAddr::new(net.app.db_v4(), 4567);
+    wait::until("X Protocol at the other port", PATIENCE, || {
+        Ok(Raw::connect(&net.app, to).ok())
+    })
+    .unwrap();
+    let answered = || {
+        let mut raw = Raw::connect(&net.app, to)?;
+        raw.send(&mysqlx::authenticate("MYSQL41", &[]))?;
+        raw.receive_x()
+    };
+    let answer = answered();
+    server.query("SHUTDOWN").unwrap();
+    let answer = answer.unwrap();
+    assert!(mysqlx::is_refusal(&answer), "{answer:?}");
 }
 
 /// Any user may bind a Unix socket to any bytes, and procfs lists it beside the server's.

@@ -234,6 +234,7 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         }
     }
     beside_tcp.sort_unstable();
+    by_library(process.pid(), &mut listeners);
     let cgroup = cgroup(process);
     Ok(Server {
         pid: process.pid(),
@@ -365,6 +366,35 @@ fn ports(command_line: &[String], options: &[&str]) -> Vec<u16> {
     ports
 }
 
+/// Leaves another protocol only to a process that has mapped the library which speaks it. Where that cannot be told, the
+/// listener is judged.
+fn by_library(pid: i32, listeners: &mut [Listener]) {
+    let is_other = |listener: &&mut Listener| matches!(listener.protocol, Protocol::Other(_));
+    let mut others = listeners.iter_mut().filter(is_other).peekable();
+    if others.peek().is_none() {
+        return;
+    }
+    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let maps = String::from_utf8_lossy(&maps);
+    for listener in others {
+        let port = listener.address.port();
+        if !OTHER_PROTOCOLS
+            .iter()
+            .any(|(known, _, library)| *known == port && has_mapped(&maps, library))
+        {
+            listener.protocol = Protocol::ByGreeting;
+        }
+    }
+}
+
+/// Whether a file whose name begins so is in the text of `/proc/PID/maps` (proc(5)).
+fn has_mapped(maps: &str, library: &str) -> bool {
+    let names = maps.lines().filter_map(|line| line.rsplit_once('/'));
+    names
+        .map(|(_, name)| name)
+        .any(|name| name.starts_with(library))
+}
+
 /// What a port says of its listener: the command line's word first.
 fn protocol(port: u16, classic_ports: &[u16], x_ports: &[u16]) -> Protocol {
     if classic_ports.contains(&port) {
@@ -373,9 +403,9 @@ fn protocol(port: u16, classic_ports: &[u16], x_ports: &[u16]) -> Protocol {
     if x_ports.contains(&port) {
         return Protocol::X;
     }
-    let other = OTHER_PROTOCOLS.iter().find(|(known, _)| *known == port);
+    let other = OTHER_PROTOCOLS.iter().find(|(known, ..)| *known == port);
     match (port, other) {
-        (_, Some(&(_, name))) => Protocol::Other(name),
+        (_, Some(&(_, name, _))) => Protocol::Other(name),
         (X_PORT, None) => Protocol::X,
         _ if CLASSIC_PORTS.contains(&port) => Protocol::Classic,
         _ => Protocol::ByGreeting,
@@ -417,6 +447,18 @@ mod tests {
         assert_eq!(of(3306), Protocol::Classic);
         assert_eq!(of(33062), Protocol::Classic);
         assert_eq!(of(3307), Protocol::ByGreeting);
+    }
+
+    #[test]
+    fn libraries_are_found_by_the_names_of_their_files() {
+        let maps = "\
+7f1c00000000-7f1c00021000 rw-p 00000000 00:00 0
+7f1c08000000-7f1c08100000 r-xp 00000000 08:01 1234 /usr/lib64/galera-4/libgalera_smm.so
+7f1c09000000-7f1c09100000 r-xp 00000000 08:01 1235 /srv/group_replication.so/plugin (deleted)
+";
+        assert!(has_mapped(maps, "libgalera"));
+        assert!(!has_mapped(maps, "group_replication.so"));
+        assert!(!has_mapped("", "libgalera"));
     }
 
     #[test]

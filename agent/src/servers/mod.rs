@@ -26,12 +26,13 @@ pub use discovery::{Finder, ScanError, find, ports_of_init};
 pub use tag::Tagger;
 
 /// Ports of listeners of a server process that speak neither protocol of logins, unless a `[[server]]`
-/// names them: group communication (33061), Galera (4567 group, 4568 IST, 4444 SST).
-const OTHER_PROTOCOLS: [(u16, &str); 4] = [
-    (33061, "group communication"),
-    (4567, "Galera replication"),
-    (4568, "Galera state transfer"),
-    (4444, "Galera state transfer"),
+/// names them: group communication (33061), Galera (4567 group, 4568 IST, 4444 SST). Each with the library that speaks it, without
+/// which the port says nothing: an administrator of the server can move X Protocol there.
+const OTHER_PROTOCOLS: [(u16, &str, &str); 4] = [
+    (33061, "group communication", "group_replication.so"),
+    (4567, "Galera replication", "libgalera"),
+    (4568, "Galera state transfer", "libgalera"),
+    (4444, "Galera state transfer", "libgalera"),
 ];
 
 /// A server process.
