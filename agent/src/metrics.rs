@@ -3,6 +3,8 @@
 //! Invariant: labels come from the configuration and from fixed sets of words, so their number is
 //! bounded. No client address, user or program is a label.
 
+mod bounded;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +26,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use tokio::net::TcpListener;
+
+use bounded::Bounded;
 
 use crate::audit::record::{self, Session, Transport};
 use crate::audit::sink::{SinkError, Stats};
@@ -445,7 +449,7 @@ impl Metrics {
 
 /// Serves `metrics` at `/metrics` until the listener fails.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) -> std::io::Result<()> {
-    axum::serve(listener, router(metrics)).await
+    axum::serve(Bounded::new(listener), router(metrics)).await
 }
 
 fn router(metrics: Arc<Metrics>) -> Router {

@@ -8,11 +8,14 @@ use std::fmt;
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use musttls_common::mysql::{GREETING_STEPS, Greeting, GreetingReader};
 use musttls_common::stream::advance;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::Serialize;
 
 use crate::bypass::Watch;
@@ -117,6 +120,26 @@ fn greet(server: &Server) -> Result<(String, bool)> {
     Err(last)
 }
 
+/// Connects within [`PATIENCE`]: a server that accepts nothing has its caller wait for ever (`unix_stream_connect`).
+fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let to = SocketAddrUnix::new(path)?;
+    let began = Instant::now();
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&socket, &to) {
+            Ok(()) => {
+                let stream = UnixStream::from(socket);
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            // Its queue is full.
+            Err(Errno::AGAIN) if began.elapsed() < PATIENCE => sleep(PATIENCE / 20),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 fn greeting(pid: i32, path: &Path) -> Result<(String, bool)> {
     // Through the server's own root: it may be in a container, or in a chroot.
     let relative = path.strip_prefix("/").unwrap_or(path);
@@ -124,8 +147,7 @@ fn greeting(pid: i32, path: &Path) -> Result<(String, bool)> {
         .join(pid.to_string())
         .join("root")
         .join(relative);
-    let mut stream =
-        UnixStream::connect(&there).with_context(|| format!("connect to {}", path.display()))?;
+    let mut stream = connect(&there).with_context(|| format!("connect to {}", path.display()))?;
     stream
         .set_read_timeout(Some(PATIENCE))
         .context("set a timeout")?;
@@ -205,6 +227,20 @@ impl fmt::Display for Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_server_that_accepts_nothing_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _waits = connect(&path).unwrap();
+        let began = Instant::now();
+        let error = connect(&path).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{error}");
+        assert!(began.elapsed() >= PATIENCE);
+    }
 
     #[test]
     fn paths_of_sockets_reach_no_terminal_with_control_characters() {
