@@ -91,7 +91,7 @@ impl Row {
             last_seen: at(client.last_s),
             sessions: client.sessions,
             refused: client.refused,
-            last_verdict: client.passed.as_str(),
+            last_verdict: client.passed.verdict(),
             last_rule: client.rule.clone(),
             fix: client.class.is_plaintext().then(|| fix::of(client)),
         }
@@ -294,27 +294,19 @@ impl fmt::Display for Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Passed;
 
     fn client(class: Class, user: &str, sessions: u64) -> Client {
         Client {
             class,
             server: Arc::from("orders"),
-            port: 3306,
             peer: Some([10, 0, 0, 1].into()),
-            proxied: None,
             user: Some(Arc::from(user)),
             driver: Some(Arc::from("libmariadb")),
             version: Some(Arc::from("3.3.8")),
-            program: None,
             tls: if class == Class::Tls { 0x0304 } else { 0 },
-            cipher: 0,
-            first_s: 0,
             last_s: 60,
             sessions,
-            refused: 0,
-            passed: Passed::Observed,
-            rule: None,
+            ..Client::in_the_clear()
         }
     }
 

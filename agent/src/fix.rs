@@ -230,29 +230,15 @@ const NO_EXCEPTION: Fix = Fix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Passed;
     use std::sync::Arc;
 
     fn client(driver: &str, program: &str, user: &str) -> Client {
         let text = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
         Client {
-            class: Class::Plaintext,
-            server: Arc::from("default"),
-            port: 3306,
-            peer: None,
-            proxied: None,
             user: text(user),
             driver: text(driver),
-            version: None,
             program: text(program),
-            tls: 0,
-            cipher: 0,
-            first_s: 0,
-            last_s: 0,
-            sessions: 1,
-            refused: 0,
-            passed: Passed::Observed,
-            rule: None,
+            ..Client::in_the_clear()
         }
     }
 

@@ -350,7 +350,6 @@ fn check(config: &Config, text: &str, meant: &[(String, &Proposal)], now: Timest
 mod tests {
     use super::*;
     use crate::config::ServerConfig;
-    use crate::history::Passed;
     use std::sync::Arc;
 
     fn now() -> Timestamp {
@@ -367,23 +366,16 @@ mod tests {
 
     fn client(peer: [u8; 4], port: u16, user: &str) -> Client {
         Client {
-            class: Class::Plaintext,
-            server: Arc::from("default"),
             port,
             peer: Some(peer.into()),
-            proxied: None,
             user: Some(Arc::from(user)),
             driver: Some(Arc::from("libmariadb")),
             version: Some(Arc::from("3.3.8")),
             program: Some(Arc::from("mysqldump")),
-            tls: 0,
-            cipher: 0,
             first_s: now().as_second(),
             last_s: now().as_second(),
             sessions: 3,
-            refused: 0,
-            passed: Passed::Observed,
-            rule: None,
+            ..Client::in_the_clear()
         }
     }
 

@@ -13,9 +13,10 @@ use musttls_common::floor::shortfall;
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 use serde::Serialize;
 
+use crate::audit::record::Outcome;
 use crate::clients::{Row, columns, table};
 use crate::config::Config;
-use crate::history::{Class, Client, Passed};
+use crate::history::{Class, Client};
 use crate::policy::{self, Tables};
 
 /// What would become of a client.
@@ -104,7 +105,7 @@ impl<'p> Judge<'p> {
         }
         let mut is_refused = self.refuses(index, client.cipher);
         // What it had offered instead is not known.
-        if client.cipher == 0 && matches!(client.passed, Passed::Denied | Passed::Observed) {
+        if client.cipher == 0 && matches!(client.passed, Outcome::Denied | Outcome::Observed) {
             is_refused = self
                 .tables
                 .ciphers
@@ -316,23 +317,10 @@ mod tests {
 
     fn client(peer: IpAddr, port: u16, user: Option<&str>) -> Client {
         Client {
-            class: Class::Plaintext,
-            server: Arc::from("default"),
             port,
             peer: Some(peer),
-            proxied: None,
             user: user.map(Arc::from),
-            driver: None,
-            version: None,
-            program: None,
-            tls: 0,
-            cipher: 0,
-            first_s: 0,
-            last_s: 0,
-            sessions: 1,
-            refused: 0,
-            passed: Passed::Observed,
-            rule: None,
+            ..Client::in_the_clear()
         }
     }
 
@@ -481,28 +469,28 @@ mod tests {
             })
         };
         assert_eq!(
-            fate([10, 0, 0, 1], 0x0304, 0x1301, Passed::Allowed),
+            fate([10, 0, 0, 1], 0x0304, 0x1301, Outcome::Allowed),
             Fate::Passes
         );
         assert_eq!(
-            fate([10, 0, 0, 1], 0x0302, 0x002f, Passed::Allowed),
+            fate([10, 0, 0, 1], 0x0302, 0x002f, Outcome::Allowed),
             Fate::Refused(Reason::TlsBelowFloor)
         );
         assert_eq!(
-            fate([10, 1, 0, 1], 0x0302, 0x002f, Passed::Allowed),
+            fate([10, 1, 0, 1], 0x0302, 0x002f, Outcome::Allowed),
             Fate::Excepted("any")
         );
         // RC4.
         assert_eq!(
-            fate([10, 0, 0, 1], 0x0303, 0x0005, Passed::Allowed),
+            fate([10, 0, 0, 1], 0x0303, 0x0005, Outcome::Allowed),
             Fate::Refused(Reason::TlsCipherRefused)
         );
         assert_eq!(
-            fate([10, 0, 0, 1], 0x0303, 0, Passed::Denied),
+            fate([10, 0, 0, 1], 0x0303, 0, Outcome::Denied),
             Fate::Refused(Reason::TlsCipherRefused)
         );
         // Nothing is known of it.
-        assert_eq!(fate([10, 0, 0, 1], 0, 0, Passed::Allowed), Fate::Passes);
+        assert_eq!(fate([10, 0, 0, 1], 0, 0, Outcome::Allowed), Fate::Passes);
     }
 
     #[test]

@@ -139,21 +139,22 @@ pub struct UnixPeer<'s> {
     pub program: Option<&'s str>,
 }
 
-/// What was done about a session.
+/// What was done about a session. Numbers are append-only: they stand in the history's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Outcome {
     /// It is secure.
-    Allowed,
+    Allowed = 1,
     /// An exception allows it.
-    Excepted,
+    Excepted = 2,
     /// It would have been denied; observe mode only reports.
-    Observed,
+    Observed = 3,
     /// It was refused.
-    Denied,
+    Denied = 4,
     /// The gate let it pass as TLS; the handshake failed.
-    TlsFailed,
+    TlsFailed = 5,
     /// It is in the clear, and goes on because it is older than the gate or than the enforcement of its policy.
-    Kept,
+    Kept = 6,
 }
 
 /// What a session is older than that was not judged when it began.
@@ -454,6 +455,27 @@ struct Classified {
 }
 
 impl Outcome {
+    const ALL: [Self; 6] = [
+        Self::Allowed,
+        Self::Excepted,
+        Self::Observed,
+        Self::Denied,
+        Self::TlsFailed,
+        Self::Kept,
+    ];
+
+    /// The outcome whose [`Self::verdict`] is this word.
+    #[must_use]
+    pub fn of_verdict(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.verdict() == word)
+    }
+
+    /// The outcome of this number.
+    #[must_use]
+    pub fn from_u8(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| *one as u8 == number)
+    }
+
     /// The word used in records and in the label `verdict` of metrics.
     #[must_use]
     pub const fn verdict(self) -> &'static str {

@@ -29,7 +29,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use super::record::{self, Content, Line, Seen};
 use super::tail::Part;
-use super::{Class, Client, Filter, Hole, Passed, State};
+use super::{Class, Client, Filter, Hole, State};
+use crate::audit::record::Outcome;
 use crate::error::Failed;
 use crate::login::printable;
 
@@ -576,7 +577,7 @@ struct Met {
     last_s: i64,
     sessions: i64,
     refused: i64,
-    passed: Passed,
+    passed: Outcome,
     rule: i64,
 }
 
@@ -695,7 +696,7 @@ impl<'t> Batch<'t> {
             met.rule = rule;
         }
         met.sessions += 1;
-        met.refused += i64::from(seen.passed == Passed::Denied);
+        met.refused += i64::from(seen.passed == Outcome::Denied);
         self.newest_s = self.newest_s.max(at_s);
         self.sessions += 1;
         Ok(())
@@ -825,7 +826,7 @@ fn client(row: &Row<'_>, texts: &HashMap<i64, Arc<str>>) -> Result<Client> {
         last_s: row.get(12)?,
         sessions: unsigned(row.get(13)?),
         refused: unsigned(row.get(14)?),
-        passed: Passed::from_u8(row.get(15)?).ok_or(Damage("a verdict in it is not known"))?,
+        passed: Outcome::from_u8(row.get(15)?).ok_or(Damage("a verdict in it is not known"))?,
         rule: text(16)?,
     })
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 
+use crate::audit::record::Outcome;
 use crate::clock;
 use crate::config::{AuditTarget, Config, HistoryConfig};
 use crate::error::Failed;
@@ -90,56 +91,6 @@ impl Class {
     }
 }
 
-/// What was done about a session: `verdict` of audit records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Passed {
-    /// `allowed`
-    Allowed = 1,
-    /// `excepted`
-    Excepted = 2,
-    /// `would_deny`
-    Observed = 3,
-    /// `denied`
-    Denied = 4,
-    /// `tls_failed`
-    TlsFailed = 5,
-    /// `kept`
-    Kept = 6,
-}
-
-impl Passed {
-    const ALL: [Self; 6] = [
-        Self::Allowed,
-        Self::Excepted,
-        Self::Observed,
-        Self::Denied,
-        Self::TlsFailed,
-        Self::Kept,
-    ];
-
-    /// The word of audit records.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Allowed => "allowed",
-            Self::Excepted => "excepted",
-            Self::Observed => "would_deny",
-            Self::Denied => "denied",
-            Self::TlsFailed => "tls_failed",
-            Self::Kept => "kept",
-        }
-    }
-
-    fn named(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.as_str() == word)
-    }
-
-    fn from_u8(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| *one as u8 == number)
-    }
-}
-
 /// A client: all sessions that differ in nothing but the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -174,9 +125,35 @@ pub struct Client {
     /// How many of them were refused.
     pub refused: u64,
     /// What was done about the last one.
-    pub passed: Passed,
+    pub passed: Outcome,
     /// The rule that decided about the last one; safe to print.
     pub rule: Option<Arc<str>>,
+}
+
+#[cfg(test)]
+impl Client {
+    /// One that logged in in plaintext once, of which nothing else is known.
+    pub(crate) fn in_the_clear() -> Self {
+        Self {
+            class: Class::Plaintext,
+            server: Arc::from("default"),
+            port: 3306,
+            peer: None,
+            proxied: None,
+            user: None,
+            driver: None,
+            version: None,
+            program: None,
+            tls: 0,
+            cipher: 0,
+            first_s: 0,
+            last_s: 0,
+            sessions: 1,
+            refused: 0,
+            passed: Outcome::Observed,
+            rule: None,
+        }
+    }
 }
 
 /// Which clients are wanted.

@@ -7,7 +7,8 @@ use musttls_common::tls::{TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Class, Passed};
+use super::Class;
+use crate::audit::record::Outcome;
 use crate::cipher;
 use crate::config::DEFAULT_SERVER;
 
@@ -53,7 +54,7 @@ pub(super) struct Seen<'l> {
     /// `ProtocolVersion`: what was negotiated, or else the best that was offered; 0 if unknown.
     pub(super) tls: u16,
     pub(super) cipher: u16,
-    pub(super) passed: Passed,
+    pub(super) passed: Outcome,
     pub(super) rule: Option<Cow<'l, str>>,
 }
 
@@ -195,11 +196,11 @@ fn session(raw: Raw<'_>) -> Option<Seen<'_>> {
         proxied,
         ..
     } = raw.unmapped;
-    let passed = Passed::named(&verdict?.0)?;
+    let passed = Outcome::of_verdict(&verdict?.0)?;
     let reason = reason.as_ref().map(|reason| &*reason.0);
     let class = match (&*transport?.0, reason) {
         ("unix", _) => Class::Unix,
-        ("tls", _) if passed == Passed::TlsFailed => Class::TlsFailed,
+        ("tls", _) if passed == Outcome::TlsFailed => Class::TlsFailed,
         ("tls", _) => Class::Tls,
         ("plaintext", _) if older_than_gate => Class::Older,
         ("plaintext", Some(reason)) if NO_EXCEPTION.contains(&reason) => Class::NoException,

@@ -145,7 +145,7 @@ fn sessions_that_differ_in_time_only_are_one_client() {
     assert_eq!(client.version.as_deref(), Some("3.3.8"));
     assert_eq!(client.program.as_deref(), Some("mysqldump"));
     assert_eq!((&*client.server, client.port), ("orders", 3306));
-    assert_eq!(client.passed, Passed::Denied);
+    assert_eq!(client.passed, Outcome::Denied);
     assert_eq!(client.last_s - client.first_s, 3);
 }
 
