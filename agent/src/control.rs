@@ -1,18 +1,27 @@
 //! The control socket: one request and one answer a connection, each a line of JSON.
+//!
+//! The kernel lets in root and the members of the socket's group (its mode is 0660, or 0600 without a group). Root may ask everything;
+//! they may ask for what changes nothing.
+
+mod peer;
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::unistd::{Gid, Group};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::config::{ControlConfig, DEFAULT_CONTROL_GROUP};
 use crate::error::Failed;
 use crate::status::{self, Status};
 
@@ -36,6 +45,16 @@ pub enum Command {
         /// Whether to end them.
         execute: bool,
     },
+}
+
+impl Command {
+    /// Whether it changes nothing.
+    const fn only_reads(self) -> bool {
+        match self {
+            Self::Status | Self::KillPlaintext { execute: false } => true,
+            Self::Reload | Self::KillPlaintext { execute: true } => false,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,8 +96,18 @@ pub enum Answer {
 /// A command that waits for its answer.
 pub type Pending = (Command, oneshot::Sender<Answer>);
 
-/// Makes the socket at `path`: only its owner, root, may connect.
-pub fn bind(path: &Path) -> Result<UnixListener> {
+/// The control socket of this agent.
+#[derive(Debug)]
+pub struct Control {
+    listener: UnixListener,
+    /// The group that reads.
+    readers: Option<Gid>,
+}
+
+/// Makes the socket: its owner, root, may connect, and the group that reads.
+pub fn bind(config: &ControlConfig) -> Result<Control> {
+    let path = config.socket.as_path();
+    let mut readers = readers(config.group.as_deref())?;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).with_context(|| {
             Failed::new(
@@ -99,17 +128,66 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
             "set [control] socket to a path that is free",
         )
     })?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+    if let Some(gid) = readers
+        && !give(path, gid, config.group.is_some())?
+    {
+        readers = None;
+    }
+    let mode = if readers.is_some() { 0o660 } else { 0o600 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("set the mode of {}", path.display()))?;
-    Ok(listener)
+    Ok(Control { listener, readers })
+}
+
+/// The group that reads: the one that is named, or the default one if it exists.
+fn readers(name: Option<&str>) -> Result<Option<Gid>> {
+    let help = || {
+        let name = name.unwrap_or(DEFAULT_CONTROL_GROUP);
+        Failed::new(
+            format!("find the group {name} of the control socket"),
+            "create it (groupadd --system), or set [control] group to a group of this host",
+        )
+    };
+    match Group::from_name(name.unwrap_or(DEFAULT_CONTROL_GROUP)).with_context(help)? {
+        Some(group) => Ok(Some(group.gid)),
+        None if name.is_none() => Ok(None),
+        None => Err(std::io::Error::other("there is no such group")).with_context(help),
+    }
+}
+
+/// Gives the socket at `path` to a group. `false` if it cannot be and nobody has asked for it: in a unit without CAP_CHOWN the group
+/// must be that of the process (`Group=`).
+fn give(path: &Path, gid: Gid, asked_for: bool) -> Result<bool> {
+    let owner = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+    if owner.gid() == gid.as_raw() {
+        return Ok(true);
+    }
+    match std::os::unix::fs::chown(path, None, Some(gid.as_raw())) {
+        Ok(()) => Ok(true),
+        Err(error) if asked_for => Err(error).with_context(|| {
+            Failed::new(
+                format!("give {} to the group {gid}", path.display()),
+                "run the agent in this group (Group= of the unit), or take out [control] group",
+            )
+        }),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                help = "run the agent in this group (Group= of the unit)",
+                "members of the group {DEFAULT_CONTROL_GROUP} cannot ask for the status: its control socket cannot be given to them"
+            );
+            Ok(false)
+        }
+    }
 }
 
 /// Answers connections; commands go to the daemon by `commands`.
-pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Pending>) {
+pub async fn serve(control: Control, commands: mpsc::Sender<Pending>) {
+    let Control { listener, readers } = control;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, commands.clone()));
+                tokio::spawn(converse(stream, readers, commands.clone()));
             }
             Err(error) => {
                 tracing::warn!(
@@ -124,8 +202,8 @@ pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Pending>) {
     }
 }
 
-async fn converse(mut stream: UnixStream, commands: mpsc::Sender<Pending>) {
-    let answer = match timeout(PATIENCE, answer(&mut stream, commands)).await {
+async fn converse(mut stream: UnixStream, readers: Option<Gid>, commands: mpsc::Sender<Pending>) {
+    let answer = match timeout(PATIENCE, answer(&mut stream, readers, commands)).await {
         Ok(answer) => answer,
         Err(_elapsed) => Answer::Error {
             error: "no request within 5 s".to_owned(),
@@ -142,17 +220,46 @@ async fn converse(mut stream: UnixStream, commands: mpsc::Sender<Pending>) {
     }
 }
 
-async fn answer(stream: &mut UnixStream, commands: mpsc::Sender<Pending>) -> Answer {
+/// What a peer may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    Change,
+    Read,
+    Nothing,
+}
+
+/// The user id of the peer and what it may ask. It does not rest on the mode of the socket, which somebody may have changed.
+fn right_of(stream: &UnixStream, readers: Option<Gid>) -> std::io::Result<(u32, Right)> {
+    let peer = stream.peer_cred()?;
+    if peer.uid() == 0 {
+        return Ok((0, Right::Change));
+    }
+    let Some(readers) = readers.map(Gid::as_raw) else {
+        return Ok((peer.uid(), Right::Nothing));
+    };
+    let is_reader = peer.gid() == readers || peer::groups(stream.as_fd())?.contains(&readers);
+    let right = if is_reader {
+        Right::Read
+    } else {
+        Right::Nothing
+    };
+    Ok((peer.uid(), right))
+}
+
+async fn answer(
+    stream: &mut UnixStream,
+    readers: Option<Gid>,
+    commands: mpsc::Sender<Pending>,
+) -> Answer {
     let error = |error: String| Answer::Error { error };
-    match stream.peer_cred() {
-        Ok(peer) if peer.uid() == 0 => {}
-        Ok(peer) => {
-            return error(format!(
-                "user {} may not control the agent; root may",
-                peer.uid()
-            ));
-        }
+    let (uid, right) = match right_of(stream, readers) {
+        Ok(found) => found,
         Err(failure) => return error(format!("who is asking cannot be told: {failure}")),
+    };
+    if right == Right::Nothing {
+        return error(format!(
+            "user {uid} may not control the agent; root may, and members of the group in [control] may ask"
+        ));
     }
     let mut line = String::new();
     let (read, _) = stream.split();
@@ -169,6 +276,9 @@ async fn answer(stream: &mut UnixStream, commands: mpsc::Sender<Pending>) -> Ans
             "the request has version {}, this agent speaks {VERSION}: use the musttls of the same release",
             request.version
         ));
+    }
+    if right == Right::Read && !request.command.only_reads() {
+        return error(format!("user {uid} may not change anything; root may"));
     }
     let (reply, answer) = oneshot::channel();
     if commands.send((request.command, reply)).await.is_err() {
@@ -190,7 +300,7 @@ pub struct NotRunning {
 }
 
 /// Who asks may not.
-const ROOT_ONLY: &str = "run it as root: nobody else may control the agent";
+const MAY_NOT: &str = "run it as root; members of the socket's group ([control] group) may ask for what changes nothing";
 
 /// Asks the agent at `path`.
 pub fn ask(path: &Path, command: Command) -> Result<Answer> {
@@ -200,7 +310,7 @@ pub fn ask(path: &Path, command: Command) -> Result<Answer> {
             return Err(NotRunning { path, cause }.into());
         }
         connected => connected
-            .with_context(|| Failed::new(format!("connect to {}", path.display()), ROOT_ONLY))?,
+            .with_context(|| Failed::new(format!("connect to {}", path.display()), MAY_NOT))?,
     };
     stream
         .set_read_timeout(Some(Duration::from_mins(1)))

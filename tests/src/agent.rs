@@ -109,15 +109,20 @@ impl Home {
 
     /// The same as the user `uid`, with a copy of the program that every user may run.
     pub fn musttls_of(&self, uid: u32, args: &[&str]) -> Result<Output> {
+        self.musttls_as(place::of_user(uid), args)
+            .with_context(|| format!("as user {uid}"))
+    }
+
+    /// The same behind `command`, which runs what is added to it as somebody.
+    pub fn musttls_as(&self, mut command: Command, args: &[&str]) -> Result<Output> {
         let copy = self.scratch.join("musttls");
         if !copy.exists() {
             fs::copy(place::agent_binary()?, &copy).context("copy musttls")?;
         }
-        let mut command = place::of_user(uid);
         command.arg(copy);
         self.with_options(&mut command, args)
             .output()
-            .with_context(|| format!("run musttls {args:?} as user {uid}"))
+            .with_context(|| format!("run musttls {args:?}"))
     }
 
     /// `musttls disarm`; what it said.

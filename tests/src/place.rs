@@ -157,6 +157,14 @@ pub fn of_user(uid: u32) -> Command {
     command
 }
 
+/// The same with one supplementary group.
+pub fn of_user_in(uid: u32, gid: u32) -> Command {
+    let id = uid.to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &id, "--regid", &id, "--groups", &gid.to_string()]);
+    command
+}
+
 /// Runs a helper program to its end and returns what it printed on standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command

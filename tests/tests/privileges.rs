@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
@@ -358,6 +358,64 @@ fn nobody_but_root_may_change_it_or_take_it_off() {
         (&"enforce".into(), &1.into())
     );
     assert_eq!(plaintext(&server, &net), Some(REFUSED));
+}
+
+#[test]
+fn members_of_the_group_ask_and_change_nothing() {
+    let home = Home::new().unwrap();
+    home.configure("mode = \"observe\"").unwrap();
+    // The last section of the file is [control].
+    let mut text = fs::read_to_string(home.config()).unwrap();
+    text.push_str("group = \"daemon\"\n");
+    fs::write(home.config(), text).unwrap();
+    let agent = Agent::start_in(home).unwrap();
+    let home = agent.home();
+    let socket = fs::metadata(home.control()).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o7777, 0o660);
+    // Its directory is the test's own: members of the group find the socket.
+    fs::set_permissions(
+        home.control().parent().unwrap(),
+        fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
+
+    let run = |command: Command, args: &[&str]| {
+        let output = home.musttls_as(command, args).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    let member = || place::of_user_in(NOBODY, socket.gid());
+    for args in [&["status"][..], &["kill-plaintext"]] {
+        let (is_done, said) = run(member(), args);
+        assert!(is_done, "{args:?}: {said}");
+    }
+    for args in [&["reload"][..], &["kill-plaintext", "--execute"]] {
+        let (is_done, said) = run(member(), args);
+        assert!(
+            !is_done && said.contains("user 65534 may not change anything; root may"),
+            "{args:?}: {said}"
+        );
+    }
+    let (is_done, said) = run(place::of_user(NOBODY), &["status"]);
+    assert!(!is_done && said.contains("Permission denied"), "{said}");
+    assert_eq!(agent.status().unwrap()["policy"]["version"], 1);
+}
+
+#[test]
+fn group_that_is_not_there_is_an_error_of_the_start() {
+    let home = Home::new().unwrap();
+    home.configure("").unwrap();
+    let mut text = fs::read_to_string(home.config()).unwrap();
+    text.push_str("group = \"no-such-group\"\n");
+    fs::write(home.config(), text).unwrap();
+    let output = home.musttls(&["run"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success()
+            && said.contains("the group no-such-group of the control socket")
+            && said.contains("groupadd --system"),
+        "{said}"
+    );
 }
 
 fn free_port() -> u16 {

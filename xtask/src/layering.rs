@@ -103,6 +103,7 @@ const RULES: &[Rule] = &[
             "common/src/pod.rs",
             "ebpf/src/",
             "agent/build.rs",
+            "agent/src/control/peer.rs",
             "agent/src/datapath/mod.rs",
             "agent/src/datapath/sys.rs",
             "agent/src/datapath/tables.rs",

@@ -21,8 +21,8 @@ use super::report::{Problem, Problems};
 use super::value::{begin_of, end_of, network, similar};
 use super::walk::{Section, Value};
 use super::{
-    AuditTarget, Config, DEFAULT_SERVER, Exception, Existing, Expiry, Floor, MAX_NETWORKS,
-    MAX_USERS, ModeEnd, PastDates, REQUIRE_TLS, ServerConfig,
+    AuditTarget, Config, ControlConfig, DEFAULT_SERVER, Exception, Existing, Expiry, Floor,
+    MAX_NETWORKS, MAX_USERS, ModeEnd, PastDates, REQUIRE_TLS, ServerConfig,
 };
 
 pub(super) const ROOT_KEYS: &[&str] = &[
@@ -166,9 +166,7 @@ impl Decoder<'_> {
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
             history: self.history(root.get("history")),
             metrics: self.metrics(root.get("metrics")),
-            control: self
-                .control(root.get("control"))
-                .unwrap_or(defaults.control),
+            control: self.control(root.get("control"), defaults.control),
         }
     }
 
@@ -622,17 +620,28 @@ impl Decoder<'_> {
         }
     }
 
-    fn control(&mut self, value: Option<&Value<'_>>) -> Option<PathBuf> {
-        let (table, at) = self.section("control", value)?;
+    fn control(&mut self, value: Option<&Value<'_>>, mut control: ControlConfig) -> ControlConfig {
+        let Some((table, at)) = self.section("control", value) else {
+            return control;
+        };
         self.unknown_keys(
             Section {
                 table,
                 what: "[control]",
                 at: &at,
             },
-            &["socket"],
+            &["socket", "group"],
         );
-        let value = table.get("socket")?;
+        let socket = table.get("socket").and_then(|value| self.socket(value));
+        control.socket = socket.unwrap_or(control.socket);
+        control.group = table.get("group").and_then(|value| {
+            self.string("group", value, "write the name of a group of this host")
+                .map(str::to_owned)
+        });
+        control
+    }
+
+    fn socket(&mut self, value: &Value<'_>) -> Option<PathBuf> {
         let help = "write an absolute path of at most 107 bytes, for example \"/run/musttls/control.sock\"";
         let text = self.string("socket", value, help)?;
         if text.len() > SOCKET_PATH_MAX {

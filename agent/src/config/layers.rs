@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(config.tls.require.as_str(), "tls1.3");
         assert!(!config.persist);
         assert_eq!(config.audit, AuditTarget::Stdout);
-        assert_eq!(config.control, Path::new("/run/main.sock"));
+        assert_eq!(config.control.socket, Path::new("/run/main.sock"));
         let proxies: Vec<_> = config
             .trusted_proxies
             .iter()

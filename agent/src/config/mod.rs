@@ -51,6 +51,8 @@ pub const DEFAULT_PATH: &str = "/etc/musttls/musttls.toml";
 pub const DEFAULT_AUDIT: &str = "/var/log/musttls/audit.jsonl";
 /// Where the control socket is unless the file says otherwise.
 pub const DEFAULT_CONTROL: &str = "/run/musttls/control.sock";
+/// The group whose members may ask at the control socket unless the file says otherwise; it may be missing.
+pub const DEFAULT_CONTROL_GROUP: &str = "musttls";
 /// Where the index of the history is unless the file says otherwise.
 pub const DEFAULT_HISTORY: &str = "/var/lib/musttls/history.db";
 /// Name of the settings that hold for every server without a `[[server]]` of its own.
@@ -91,8 +93,17 @@ pub struct Config {
     pub history: HistoryConfig,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
-    /// Path of the control socket.
-    pub control: PathBuf,
+    /// The control socket.
+    pub control: ControlConfig,
+}
+
+/// The control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// Where it is.
+    pub socket: PathBuf,
+    /// The group whose members may ask, and change nothing; [`DEFAULT_CONTROL_GROUP`], if it exists, where the files name none.
+    pub group: Option<String>,
 }
 
 /// The end of a mode.
@@ -298,7 +309,10 @@ impl Default for Config {
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
             history: HistoryConfig::default(),
             metrics: None,
-            control: PathBuf::from(DEFAULT_CONTROL),
+            control: ControlConfig {
+                socket: PathBuf::from(DEFAULT_CONTROL),
+                group: None,
+            },
         }
     }
 }

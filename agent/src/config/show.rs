@@ -65,7 +65,7 @@ impl Loaded {
             ("audit", &["path"][..]),
             ("history", history::KEYS),
             ("metrics", &["listen"]),
-            ("control", &["socket"]),
+            ("control", &["socket", "group"]),
         ] {
             let own = whole.get(name).and_then(|value| value.get_ref().as_table());
             let values = keys

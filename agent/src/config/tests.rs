@@ -103,7 +103,7 @@ fn the_contract_example_is_read() {
     );
     assert_eq!(config.audit, AuditTarget::Stdout);
     assert_eq!(config.metrics, "127.0.0.1:9637".parse().ok());
-    assert_eq!(config.control, Path::new("/run/musttls/other.sock"));
+    assert_eq!(config.control.socket, Path::new("/run/musttls/other.sock"));
 }
 
 #[test]

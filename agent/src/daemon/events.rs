@@ -158,7 +158,7 @@ impl Daemon {
         while self.drain() == BATCH {}
         self.tick();
         self.history.stop();
-        if let Err(error) = std::fs::remove_file(&self.config.control) {
+        if let Err(error) = std::fs::remove_file(&self.config.control.socket) {
             tracing::debug!(%error, "remove the control socket");
         }
     }

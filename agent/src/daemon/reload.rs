@@ -183,7 +183,7 @@ impl Daemon {
             (config.audit == self.config.audit, "[audit] path"),
             (config.history == self.config.history, "[history]"),
             (config.metrics == self.config.metrics, "[metrics] listen"),
-            (config.control == self.config.control, "[control] socket"),
+            (config.control == self.config.control, "[control]"),
             (config.persist == self.config.persist, "persist"),
         ] {
             if !same {

@@ -56,7 +56,7 @@ pub fn change(
     let _lock = Lock::take(&drop_ins(main))?;
     let loaded = Config::load(main, now, PastDates::Warn)?;
     let changes = edit(&loaded)?;
-    let control = loaded.config.control.clone();
+    let control = loaded.config.control.socket.clone();
     is_of_the_agent(main, &control)?;
     let layers = changed(loaded.layers, &changes);
     let checked = Config::check(layers, now, PastDates::Warn).inspect_err(|_| {
