@@ -1,7 +1,6 @@
 //! The command line: what can be typed, and the exit codes.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -107,7 +106,7 @@ pub enum Command {
         #[arg(requires = "mode")]
         server: Option<String>,
         /// Go back to the mode before after this time, also if the agent ends meanwhile: 30m, 2h, 1d
-        #[arg(long = "for", value_name = "SPAN", value_parser = config::edit::length, requires = "mode")]
+        #[arg(long = "for", value_name = "SPAN", value_parser = span::parse, requires = "mode")]
         length: Option<Span>,
         /// Enforce: without it, it is only said what would be done
         #[arg(long, requires = "mode")]
@@ -282,7 +281,7 @@ pub enum ExceptCommand {
     )]
     Expiring {
         /// How soon
-        #[arg(long, value_name = "TIME", default_value = "14d", value_parser = config::edit::length, allow_hyphen_values = true)]
+        #[arg(long, value_name = "TIME", default_value = "14d", value_parser = span::parse, allow_hyphen_values = true)]
         within: Span,
         /// How to show it.
         #[command(flatten)]
@@ -323,7 +322,7 @@ pub struct ExceptAdd {
         long = "for",
         id = "length",
         value_name = "TIME",
-        value_parser = config::edit::length,
+        value_parser = span::parse,
         allow_hyphen_values = true,
         conflicts_with = "expires"
     )]
@@ -371,7 +370,7 @@ pub enum HistoryCommand {
 }
 
 /// Which part of the history, and where it is.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Past {
     /// Only who was seen since then: 14d, 12h, or a day (UTC) as 2026-11-01
     #[arg(long, value_name = "SPAN", value_parser = Since::parse)]
@@ -393,7 +392,7 @@ pub struct Of {
 }
 
 /// What proposed exceptions say of themselves.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Terms {
     /// Who answers for them
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
@@ -408,7 +407,7 @@ pub struct Terms {
     pub reason: String,
     /// How long they hold
     #[arg(long = "for", value_name = "SPAN", default_value = "30d", value_parser = span::parse)]
-    pub span: Duration,
+    pub span: Span,
 }
 
 /// How data is shown.

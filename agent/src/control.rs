@@ -155,7 +155,7 @@ fn readers(name: Option<&str>) -> Result<Option<Gid>> {
     }
 }
 
-/// Gives the socket at `path` to a group. `false` if it cannot be and nobody has asked for it: in a unit without CAP_CHOWN the group
+/// Gives the socket at `path` to a group. `false` if it cannot be and nobody has asked for it: in a unit without `CAP_CHOWN` the group
 /// must be that of the process (`Group=`).
 fn give(path: &Path, gid: Gid, asked_for: bool) -> Result<bool> {
     let owner = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;

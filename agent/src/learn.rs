@@ -6,12 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
+use jiff::{Span, Timestamp};
 use musttls_common::mysql::USER_MAX;
 use musttls_common::policy::MAX_RULES;
 use musttls_common::verdict::Mode;
@@ -21,16 +20,17 @@ use crate::config::{Config, DEFAULT_SERVER, Exception, MAX_NETWORKS, PastDates};
 use crate::fix;
 use crate::history::{Class, Client};
 use crate::simulate::{Fate, Judge, known_user};
+use crate::span;
 
 /// What an exception is to say of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// Who answers for it.
     pub owner: String,
     /// Why it exists.
     pub reason: String,
     /// How long it holds.
-    pub span: Duration,
+    pub span: Span,
 }
 
 /// Whom a proposed exception is for: all that make it different from others.
@@ -141,10 +141,8 @@ pub fn fragment(config: &Config, lesson: &Lesson, terms: &Terms, now: Timestamp)
         sources + taken + config.trusted_proxies.len() <= MAX_NETWORKS,
         "{sources} addresses would have to be named, more than a policy takes\n  help: narrow it with --server, --user or --since"
     );
-    let end = SignedDuration::try_from(terms.span)
-        .ok()
-        .and_then(|span| now.checked_add(span).ok())
-        .context("the end is out of range")?
+    let end = span::after(now, terms.span)
+        .map_err(Error::msg)?
         .to_zoned(TimeZone::UTC)
         .date();
     let mut names: BTreeSet<String> = config
@@ -360,7 +358,7 @@ mod tests {
         Terms {
             owner: "dba@example.com".to_owned(),
             reason: "seen, \"quoted\" and \\ kept".to_owned(),
-            span: Duration::from_hours(30 * 24),
+            span: span::parse("30d").unwrap(),
         }
     }
 

@@ -241,6 +241,8 @@ mod tests {
     use super::*;
     use std::fs;
 
+    use crate::span;
+
     struct Place(tempfile::TempDir);
 
     impl Place {
@@ -268,7 +270,7 @@ mod tests {
             let order = Order {
                 mode,
                 server: server.map(str::to_owned),
-                length: length.map(|text| edit::length(text).unwrap()),
+                length: length.map(|text| span::parse(text).unwrap()),
                 execute: true,
             };
             set(&self.main(), &order, |_| panic!("it is executed"))

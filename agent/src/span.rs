@@ -4,56 +4,56 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
+use jiff::{Span, SpanRelativeTo, Timestamp};
 
 /// What is said of a text that is none.
-const HELP: &str = "write a number and a unit, m, h, d or w: 14d, 12h";
-/// Longest that makes sense, in seconds: a hundred years.
-const MAX_S: u64 = 100 * 366 * 24 * 3600;
+const HELP: &str = "write a length of time, such as 14d, 2w or 12h";
 
-/// Reads a length of time: a whole number above 0, and `m`, `h`, `d` or `w`.
-pub fn parse(text: &str) -> Result<Duration, String> {
-    let unit_at = text.len().saturating_sub(1);
-    let Some((number, unit)) = text.split_at_checked(unit_at) else {
-        return Err(HELP.to_owned());
-    };
-    let unit_s = match unit {
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        "w" => 7 * 24 * 3600,
-        _ => return Err(HELP.to_owned()),
-    };
-    let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
-    number
-        .parse::<u64>()
-        .ok()
-        .filter(|_| is_number)
-        .and_then(|number| number.checked_mul(unit_s))
-        .filter(|seconds| (1..=MAX_S).contains(seconds))
-        .map(Duration::from_secs)
-        .ok_or_else(|| HELP.to_owned())
+/// Reads a length of time above nothing: `14d`, `2w`, `12h`, `1mo`.
+pub fn parse(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse().map_err(|error| format!("{HELP} ({error})"))?;
+    if span.is_positive() {
+        Ok(span)
+    } else {
+        Err(format!("{HELP}, more than nothing"))
+    }
 }
 
-/// The shortest text that [`parse`] reads as this.
+/// The instant `span` behind `now`.
+pub fn after(now: Timestamp, span: Span) -> Result<Timestamp, String> {
+    now.to_zoned(TimeZone::UTC)
+        .checked_add(span)
+        .map(|later| later.timestamp())
+        .map_err(|error| format!("this length of time cannot be used: {error}"))
+}
+
+/// How long a span is that is as long at any time; `None` for months and years, or less than a second.
 #[must_use]
-pub fn text(span: Duration) -> String {
-    let seconds = span.as_secs();
-    let units = [(7 * 24 * 3600, 'w'), (24 * 3600, 'd'), (3600, 'h')];
+pub fn fixed(span: Span) -> Option<Duration> {
+    // Days of 24 hours, but months are of no length.
+    let days = SpanRelativeTo::days_are_24_hours();
+    let length = Duration::try_from(span.to_duration(days).ok()?).ok()?;
+    (length.as_secs() > 0).then_some(length)
+}
+
+/// The shortest text that [`parse`] and [`fixed`] read as this, to the second.
+#[must_use]
+pub fn text(length: Duration) -> String {
+    let seconds = length.as_secs();
     // Days, not weeks, are what people count in.
+    let units = [(24 * 3600, 'd'), (3600, 'h'), (60, 'm')];
     let unit = units
         .into_iter()
-        .skip(1)
         .find(|(unit, _)| seconds.is_multiple_of(*unit));
-    let (unit, letter) = unit.unwrap_or((60, 'm'));
+    let (unit, letter) = unit.unwrap_or((1, 's'));
     format!("{}{letter}", seconds / unit)
 }
 
 /// Since when: so long ago, or from a day on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Since {
     /// So long before now.
-    Ago(Duration),
+    Ago(Span),
     /// From this instant on.
     At(Timestamp),
 }
@@ -76,10 +76,7 @@ impl Since {
     #[must_use]
     pub fn instant(self, now: Timestamp) -> Timestamp {
         match self {
-            Self::Ago(span) => SignedDuration::try_from(span)
-                .ok()
-                .and_then(|span| now.checked_sub(span).ok())
-                .unwrap_or(Timestamp::MIN),
+            Self::Ago(span) => after(now, span.negate()).unwrap_or(Timestamp::MIN),
             Self::At(at) => at,
         }
     }
@@ -91,32 +88,32 @@ mod tests {
 
     #[test]
     fn spans_are_numbers_with_a_unit() {
-        assert_eq!(parse("90d"), Ok(Duration::from_hours(90 * 24)));
-        assert_eq!(parse("2w"), Ok(Duration::from_hours(14 * 24)));
-        assert_eq!(parse("30m"), Ok(Duration::from_mins(30)));
-        for wrong in [
-            "",
-            "d",
-            "90",
-            "0d",
-            "-1d",
-            "+1d",
-            "1.5d",
-            "9 d",
-            "1y",
-            "99999999999d",
-            "1ü",
-        ] {
+        let seconds = |text| parse(text).map(|span| fixed(span).map(|length| length.as_secs()));
+        assert_eq!(seconds("90d"), Ok(Some(90 * 24 * 3600)));
+        assert_eq!(seconds("2w"), Ok(Some(14 * 24 * 3600)));
+        assert_eq!(seconds("1d12h"), Ok(Some(36 * 3600)));
+        assert_eq!(seconds("1mo"), Ok(None), "as long as the month");
+        for wrong in ["", "d", "90", "0d", "-1d", "9x", "99999999999d", "1\u{fc}"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
-    fn texts_of_spans_are_read_as_the_same() {
-        for span in ["90d", "12h", "30m", "14d"] {
-            assert_eq!(text(parse(span).unwrap()), span);
+    fn texts_of_lengths_are_read_as_the_same() {
+        let again = |length: &str| text(fixed(parse(length).unwrap()).unwrap());
+        for length in ["90d", "12h", "30m", "14d", "90s"] {
+            assert_eq!(again(length), length);
         }
-        assert_eq!(text(parse("2w").unwrap()), "14d");
+        assert_eq!(again("2w"), "14d");
+    }
+
+    #[test]
+    fn months_are_counted_by_the_calendar() {
+        let now: Timestamp = "2027-01-31T12:00:00Z".parse().unwrap();
+        let later = after(now, parse("1mo").unwrap()).map(|later| later.to_string());
+        assert_eq!(later.as_deref(), Ok("2027-02-28T12:00:00Z"));
+        let now: Timestamp = "9999-12-30T00:00:00Z".parse().unwrap();
+        assert!(after(now, parse("1y").unwrap()).is_err());
     }
 
     #[test]

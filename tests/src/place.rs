@@ -158,6 +158,7 @@ pub fn of_user(uid: u32) -> Command {
 }
 
 /// The same with one supplementary group.
+#[must_use]
 pub fn of_user_in(uid: u32, gid: u32) -> Command {
     let id = uid.to_string();
     let mut command = Command::new("setpriv");

@@ -156,9 +156,9 @@ pub(super) fn learn(of: Of, past: &Past, terms: Terms, write: Option<&Path>) -> 
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .with_context(failed)?;
     complain(&format!(
-        "{} exceptions for {}, {} clients for whom there can be none: {}",
+        "{} exceptions for {:#}, {} clients for whom there can be none: {}",
         lesson.proposals.len(),
-        span::text(terms.span),
+        terms.span,
         lesson.hopeless.len(),
         path.display()
     ));

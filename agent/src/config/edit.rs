@@ -1,7 +1,6 @@
 //! Edits of a file's text: an exception more, an exception less, another mode, and all else as it was, comments too.
 
 use ipnet::IpNet;
-use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
 use musttls_common::verdict::Mode;
 use toml_edit::{
@@ -10,6 +9,7 @@ use toml_edit::{
 
 use super::show::quoted;
 use super::value::{begin_of, end_of, network};
+use crate::span;
 
 /// What stands above the first exception of a file that did not exist.
 const HEAD: &str = "# Exceptions made by `musttls except add`. They may be changed by hand, too.\n";
@@ -305,28 +305,9 @@ pub fn end_at(text: &str) -> Result<Option<Timestamp>, String> {
     end_of(&date).map(Some)
 }
 
-/// Takes a length of time: `14d`, `2w`, `12h`, `1mo`.
-pub fn length(text: &str) -> Result<Span, String> {
-    let help = "write a length of time, such as 14d, 2w or 12h";
-    let span: Span = text.parse().map_err(|error| format!("{help} ({error})"))?;
-    if span.is_positive() {
-        Ok(span)
-    } else {
-        Err(format!("{help}, more than nothing"))
-    }
-}
-
-/// The instant `span` behind `now`.
-pub fn after(now: Timestamp, span: Span) -> Result<Timestamp, String> {
-    now.to_zoned(TimeZone::UTC)
-        .checked_add(span)
-        .map(|later| later.timestamp())
-        .map_err(|error| format!("this length of time cannot be used: {error}"))
-}
-
 /// An end that is `span` behind `now`, to the second.
 pub fn end_in(now: Timestamp, span: Span) -> Result<String, String> {
-    let end = after(now, span)?
+    let end = span::after(now, span)?
         .round(Unit::Second)
         .map_err(|error| error.to_string())?;
     Ok(end.to_string())
@@ -582,13 +563,13 @@ mode_then = \"enforce\"
             ("90m", "2026-11-22T13:30:00Z"),
             ("1mo", "2026-12-22T12:00:00Z"),
         ] {
-            let span = length(text).unwrap();
+            let span = span::parse(text).unwrap();
             assert_eq!(end_in(now, span).unwrap(), end, "{text}");
         }
         for bad in ["14", "-14d", "0d", "soon", ""] {
-            assert!(length(bad).is_err(), "{bad}");
+            assert!(span::parse(bad).is_err(), "{bad}");
         }
-        assert!(end_in(now, length("9000y").unwrap()).is_err());
+        assert!(end_in(now, span::parse("9000y").unwrap()).is_err());
         assert_eq!(source("10.3.0.0/16").unwrap().to_string(), "10.3.0.0/16");
         assert!(source("10.3.0.1").unwrap_err().contains("10.3.0.1/32"));
         assert!(source("10.3.0.1/16").unwrap_err().contains("10.3.0.0/16"));

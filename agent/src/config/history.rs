@@ -49,7 +49,7 @@ impl Decoder<'_> {
     fn span(&mut self, value: &Value<'_>) -> Option<std::time::Duration> {
         let help = "write a number and a unit, m, h, d or w, for example keep = \"90d\"";
         let text = self.string("keep", value, help)?;
-        let span = span::parse(text).ok();
+        let span = span::parse(text).ok().and_then(span::fixed);
         if span.is_none() {
             let title = format!("`{text}` is no length of time");
             self.wrong(value.span(), title, "", help);

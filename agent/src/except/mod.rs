@@ -15,6 +15,7 @@ use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_i
 use crate::console::{complain, print, print_json};
 use crate::edits::{Change, change, not_edited, text_of};
 use crate::login::printable;
+use crate::span;
 
 /// The file that new exceptions go to, in the directory of those laid over the main file.
 const FILE: &str = "50-exceptions.toml";
@@ -155,7 +156,7 @@ fn find<'l>(loaded: &'l Loaded, name: &str) -> Option<(&'l Exception, Origin)> {
 
 fn expiring(main: &Path, within: Span, json: bool) -> Result<Exit> {
     let now = clock::wall();
-    let until = edit::after(now, within).map_err(|error| anyhow!("--within: {error}"))?;
+    let until = span::after(now, within).map_err(|error| anyhow!("--within: {error}"))?;
     let mut entries = entries(main, now)?;
     entries.retain(|entry| entry.end.is_some_and(|end| end <= until));
     entries.sort_by_key(|entry| entry.end);

@@ -188,7 +188,7 @@ fn those_that_end_soon_are_a_finding() {
     let all = entries(&place.main(), clock::wall()).unwrap();
     let states: Vec<_> = all.iter().map(|entry| entry.state).collect();
     assert_eq!(states, ["in-force"; 3]);
-    let later = edit::after(clock::wall(), edit::length("20d").unwrap()).unwrap();
+    let later = span::after(clock::wall(), span::parse("20d").unwrap()).unwrap();
     let all = entries(&place.main(), later).unwrap();
     let states: Vec<_> = all.iter().map(|entry| entry.state).collect();
     assert_eq!(states, ["ended", "in-force", "in-force"]);
