@@ -106,10 +106,15 @@ fn as_text<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok,
 /// The inventory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Inventory {
-    /// Those in the clear first, of them those with most sessions.
-    pub clients: Vec<Row>,
+    /// Those in the clear first, of them those with most sessions. A [`Row`] each where they are shown, and not all are.
+    #[serde(serialize_with = "as_rows")]
+    clients: Vec<Client>,
     /// How often records are missing from the history.
-    pub holes: usize,
+    holes: usize,
+}
+
+fn as_rows<S: serde::Serializer>(clients: &[Client], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(clients.iter().map(Row::of))
 }
 
 impl Inventory {
@@ -123,24 +128,24 @@ impl Inventory {
             }
             is_same
         });
-        clients.sort_by_key(|client| {
+        // A client is large: keys are sorted, then each is moved once.
+        clients.sort_by_cached_key(|client| {
             (
                 !client.class.is_plaintext(),
                 std::cmp::Reverse(client.sessions),
             )
         });
-        Self {
-            clients: clients.iter().map(Row::of).collect(),
-            holes,
-        }
+        Self { clients, holes }
     }
 
-    fn in_the_clear(&self) -> &[Row] {
-        let end = self.clients.partition_point(|row| row.fix.is_some());
+    fn in_the_clear(&self) -> &[Client] {
+        let end = self
+            .clients
+            .partition_point(|client| client.class.is_plaintext());
         self.clients.get(..end).unwrap_or_default()
     }
 
-    fn secure(&self) -> &[Row] {
+    fn secure(&self) -> &[Client] {
         let start = self.in_the_clear().len();
         self.clients.get(start..).unwrap_or_default()
     }
@@ -248,11 +253,12 @@ fn shortened(cell: &str) -> String {
     short
 }
 
-/// The first of `rows`, and how many there are besides.
-fn listed(f: &mut fmt::Formatter<'_>, rows: &[Row], most: usize) -> fmt::Result {
-    let shown = rows.iter().take(most).map(columns).collect();
+/// The first of `clients`, and how many there are besides.
+fn listed(f: &mut fmt::Formatter<'_>, clients: &[Client], most: usize) -> fmt::Result {
+    let shown = clients.iter().take(most);
+    let shown = shown.map(|client| columns(&Row::of(client))).collect();
     f.write_str(&table(&COLUMNS, shown))?;
-    match rows.len().saturating_sub(most) {
+    match clients.len().saturating_sub(most) {
         0 => Ok(()),
         more => writeln!(f, "  and {more} more: --json lists them"),
     }
@@ -276,7 +282,7 @@ impl fmt::Display for Inventory {
             listed(f, clear, LISTED_CLEAR)?;
             writeln!(f, "\nhow they turn on TLS")?;
             let mut fixes: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-            for fix in clear.iter().filter_map(|row| row.fix) {
+            for fix in clear.iter().map(fix::of) {
                 fixes.entry(fix.driver).or_insert((0, fix.how)).0 += 1;
             }
             for (driver, (count, how)) in fixes {
@@ -321,7 +327,7 @@ mod tests {
         let users: Vec<_> = inventory
             .clients
             .iter()
-            .map(|row| row.user.as_deref().unwrap())
+            .map(|client| client.user.as_deref().unwrap())
             .collect();
         assert_eq!(users, ["busy", "quiet", "secure"]);
         let text = inventory.to_string();
@@ -341,7 +347,7 @@ mod tests {
         assert_eq!(inventory.clients.len(), 1);
         assert_eq!(inventory.clients[0].sessions, 3);
         assert_eq!(
-            inventory.clients[0].last_seen,
+            Row::of(&inventory.clients[0]).last_seen,
             Timestamp::from_second(90).unwrap()
         );
     }

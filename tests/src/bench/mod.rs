@@ -7,11 +7,13 @@
 //! | [`logins`] | how soon, and how many, refusals |
 //! | [`crowd`] | many sessions open: memory, and refusals beside them |
 //! | [`policy`] | a large policy over a small one |
+//! | [`history`] | the commands over the history |
 //! | [`million`] | plaintext logins that get in, of a million sessions |
 //! | [`setting`] | hosts, servers, agent, clients |
 //! | [`numbers`], [`report`] | medians, and the table |
 
 mod crowd;
+mod history;
 mod logins;
 mod million;
 mod numbers;
@@ -34,13 +36,14 @@ use setting::{Setting, told};
 type Section = fn(&mut Setting) -> Result<Vec<Line>>;
 
 /// What is measured, in this order.
-const SECTIONS: [(&str, Section); 7] = [
+const SECTIONS: [(&str, Section); 8] = [
     ("Cost of a packet", packets::measure),
     ("Clients that use TLS", throughput::measure),
     ("Time to a refusal", logins::latency),
     ("Refusals a second", logins::storm),
     ("Many sessions", crowd::measure),
     ("Size of the policy", policy::measure),
+    ("The history", history::measure),
     ("Logins carried out", million::measure),
 ];
 

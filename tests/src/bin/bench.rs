@@ -19,7 +19,7 @@ struct Cli {
     /// One and a half minutes in place of seven: fewer rounds, wider spread
     #[arg(long)]
     quick: bool,
-    /// Sessions of the last section; the goal is of 1,000,000, which take about ten minutes
+    /// Sessions of the last two sections; the goals are of 10,000,000 (The history) and 1,000,000 (Logins carried out), each about ten minutes
     #[arg(long, value_name = "COUNT")]
     sessions: Option<u64>,
     /// Also write the results as JSON to this file
