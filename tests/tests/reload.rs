@@ -2,10 +2,11 @@
 
 #![cfg(test)]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use musttls_tests::agent::{Agent, Home};
@@ -18,7 +19,7 @@ use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, Product, Server};
 use musttls_tests::site::Site;
 use musttls_tests::wait::{self, PATIENCE};
-use musttls_tests::wire::REFUSED;
+use musttls_tests::wire::{LoginPacket, REFUSED};
 
 const OBSERVE: &str = "mode = \"observe\"";
 const ENFORCE: &str = "mode = \"enforce\"";
@@ -265,7 +266,7 @@ fn server_started_after_the_agent_is_covered_from_its_first_session() {
 }
 
 fn login_of(product: Product) -> Vec<u8> {
-    musttls_tests::wire::LoginPacket::new(OPEN_USER)
+    LoginPacket::new(OPEN_USER)
         .plugin(product.default_plugin())
         .packet_41()
 }
@@ -438,25 +439,111 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn configuration_of_10_mb_is_taken_or_refused_in_good_order() {
+fn configuration_that_is_too_large_is_told_and_the_policy_stays() {
     use std::fmt::Write as _;
     let site = site(Product::MariaDb);
     let mut agent = Agent::start(ENFORCE).unwrap();
-    let mut networks = String::new();
-    // 10.128.0.0/9 does not hold the client.
-    for n in 0_u32..600_000 {
-        let [_, b, c, d] = (n + 0x80_0000).to_be_bytes();
-        write!(networks, "\"10.{b}.{c}.{d}/32\",").unwrap();
+    let policy = |networks: u32| {
+        let mut list = String::new();
+        // 10.128.0.0/9 does not hold the client.
+        for n in 0..networks {
+            let [_, b, c, d] = (n + 0x80_0000).to_be_bytes();
+            write!(list, "\"10.{b}.{c}.{d}/32\",").unwrap();
+        }
+        format!(
+            "{ENFORCE}\n[[exception]]\nname = \"many\"\nsource = [{list}]\nexpires = \"never\"\n\
+             owner = \"dba@example.com\"\nreason = \"large\"\n"
+        )
+    };
+    for (networks, megabytes, why) in [
+        (100_001, 1, "more than 100000 networks"),
+        (600_000, 10, "more than 100000 networks"),
+        (3_000_000, 50, "larger than 16 MiB"),
+    ] {
+        let policy = policy(networks);
+        assert!(policy.len() > megabytes * 1_000_000);
+        agent.home().configure(&policy).unwrap();
+        let (is_taken, text) = agent.reload().unwrap();
+        assert!(!is_taken && text.contains(why), "{networks}: {text}");
+        assert!(text.len() < 10_000, "an error is for people");
+        assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
+        assert_eq!(agent.status().unwrap()["policy"]["version"], 1);
+        assert_eq!(plaintext(&site), Some(REFUSED));
     }
-    assert!(networks.len() > 10_000_000);
-    let policy = format!(
-        "{ENFORCE}\n[[exception]]\nname = \"many\"\nsource = [{networks}]\nexpires = \"never\"\n\
-         owner = \"dba@example.com\"\nreason = \"large\"\n"
-    );
-    agent.home().configure(&policy).unwrap();
-    let (_, text) = agent.reload().unwrap();
-    assert!(!text.is_empty(), "it says what came of it");
-    assert!(agent.is_running().unwrap(), "{}", agent.log().unwrap());
-    assert_eq!(plaintext(&site), Some(REFUSED));
     site.tls_passes().unwrap();
+}
+
+/// Two policies in turn, each with an exception for one of two users: by a mix of them, both users or none would pass.
+#[test]
+fn policies_that_change_under_a_storm_judge_each_login_whole() {
+    const USERS: [&str; 2] = ["ann", "bob"];
+    const CLIENTS: usize = 4;
+    let reloads: u64 = std::env::var("MUSTTLS_RELOADS").map_or(50, |text| text.parse().unwrap());
+    // Those who pass leave in the middle of the authentication.
+    let options = Options::new(Product::MariaDb).with("--max-connect-errors=4294967295");
+    let site = Site::new(&options).unwrap();
+    let policies = USERS.map(|user| {
+        format!(
+            "{ENFORCE}\n[[exception]]\nname = \"for-{user}\"\nsource = [\"{}/32\"]\nuser = [\"{user}\"]\n\
+             expires = \"never\"\nowner = \"dba@example.com\"\nreason = \"storm\"\n",
+            site.net.app.v4()
+        )
+    });
+    // By its number in the record: the first one is number 1.
+    let excepted = |version: u64| USERS[usize::from(version.is_multiple_of(2))];
+    let agent = Agent::start(&policies[0]).unwrap();
+    let to = site.server.at(site.net.app.db_v4());
+    let is_over = AtomicBool::new(false);
+    let logins = AtomicUsize::new(0);
+    let passed = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (site, is_over, logins, passed) = (&site, &is_over, &logins, &passed);
+            scope.spawn(move || {
+                let user = USERS[client % USERS.len()];
+                let login = LoginPacket::new(user).packet_41();
+                while !is_over.load(Ordering::Relaxed) {
+                    let (mut raw, _) = Raw::greeted(&site.net.app, to).unwrap();
+                    raw.send(&login).unwrap();
+                    let answer = raw.receive().unwrap();
+                    logins.fetch_add(1, Ordering::Relaxed);
+                    // The server does not know them: it asks for a password, or has an error of its own.
+                    let is_refused = answer.error().is_some_and(|error| error.number == REFUSED);
+                    passed.fetch_add(usize::from(!is_refused), Ordering::Relaxed);
+                }
+            });
+        }
+        for reload in 0..reloads {
+            agent
+                .set_policy(&policies[usize::from(reload.is_multiple_of(2))])
+                .unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let (logins, passed) = (logins.into_inner(), passed.into_inner());
+    assert!(logins > 100, "{logins} logins are no storm");
+    let of_a_login = |record: &Record| record.is_session() && USERS.contains(&record.user());
+    let records = agent
+        .await_records("of the storm", logins, of_a_login)
+        .unwrap();
+    assert_eq!(records.len(), logins);
+    let mut versions = BTreeSet::new();
+    for record in &records {
+        let version: u64 = record.text("/policy/version").parse().unwrap();
+        versions.insert(version);
+        let expected = if record.user() == excepted(version) {
+            ("excepted", format!("for-{}", record.user()))
+        } else {
+            ("denied", "require-tls".to_owned())
+        };
+        let found = (record.text("/unmapped/verdict"), record.rule().to_owned());
+        assert_eq!(found, expected, "{}", record.line);
+    }
+    let denied = records.iter().filter(|record| record.is_denied()).count();
+    assert_eq!(logins - denied, passed, "what the clients saw");
+    assert_eq!(agent.status().unwrap()["policy"]["version"], reloads + 1);
+    println!(
+        "{logins} logins, {passed} by exceptions, under {} policies in turn",
+        versions.len()
+    );
 }

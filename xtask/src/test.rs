@@ -165,6 +165,7 @@ fn integration_tests(cache: &Cache, full: bool) -> Result<()> {
             ("MUSTTLS_EVASION_SESSIONS", "100000"),
             ("MUSTTLS_TLS_LOGINS", "100000"),
             ("MUSTTLS_KILLS", "50"),
+            ("MUSTTLS_RELOADS", "1000"),
         ] {
             cargo = cargo.env(times, count);
         }

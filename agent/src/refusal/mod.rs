@@ -46,6 +46,8 @@ const LET_GO: Duration = Duration::from_secs(1);
 /// takes a microsecond or two, gets EPERM and counts a handshake error; one that waits for the socket does not.
 /// After the greeting it begins to wait at once, unless it is short of CPU: this is its time to do so.
 const SETTLE: Duration = Duration::from_millis(10);
+/// How long an event may be on its way from the gate: the end of one program's run, on a host that does other things.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// How often the map of held sessions is looked through for ones whose event was lost: while there are refusals, and
 /// while there are none.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -682,7 +684,11 @@ impl Engine {
         let held = self.held.events();
         let cookies: HashSet<u64> = held.iter().map(|event| event.cookie).collect();
         self.given_up.retain(|cookie| cookies.contains(cookie));
-        for event in held {
+        // An event says more than the map does, who logged in above all: what has come meanwhile is read first, and one that the gate has
+        // yet to send behind its entry in the map is given the time.
+        self.read_ring();
+        let is_lost = |event: &Event| clock::since_ktime(event.ktime_ns) > ON_ITS_WAY;
+        for event in held.into_iter().filter(is_lost) {
             self.denied(Record {
                 event,
                 extra: Extra::None,
