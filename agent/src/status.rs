@@ -68,6 +68,9 @@ pub struct Status {
     pub lost_events: BTreeMap<String, u64>,
     /// The audit log.
     pub audit: Audit,
+    /// The history of who has connected how.
+    #[serde(default)]
+    pub history: History,
 }
 
 /// What confines the agent.
@@ -384,6 +387,52 @@ pub struct Audit {
     pub sequence: u64,
 }
 
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            target,
+            written,
+            lost,
+            ..
+        } = self;
+        write!(f, "audit     {target}: {written} written, {lost} lost")
+    }
+}
+
+/// The history of who has connected how, as of the agent's last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// Distinct clients.
+    pub clients: u64,
+    /// Their sessions.
+    pub sessions: u64,
+    /// In how many places records are missing.
+    pub holes: usize,
+    /// Why there is none, or why it is not up to date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            clients,
+            sessions,
+            holes,
+            problem,
+        } = self;
+        write!(f, "history   {clients} clients, {sessions} sessions")?;
+        if *holes > 0 {
+            write!(f, ", records missing in {holes} places (musttls history)")?;
+        }
+        writeln!(f)?;
+        for line in problem.iter().flat_map(|problem| problem.lines()) {
+            writeln!(f, "          {}", line.trim_start())?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "musttls {}, process {}", self.version, self.pid)?;
@@ -481,11 +530,8 @@ impl fmt::Display for Status {
             "lost events",
             self.lost_events.iter().map(|(name, n)| (name.clone(), *n)),
         )?;
-        writeln!(
-            f,
-            "\naudit     {}: {} written, {} lost",
-            self.audit.target, self.audit.written, self.audit.lost
-        )
+        writeln!(f, "\n{}", self.audit)?;
+        self.history.fmt(f)
     }
 }
 

@@ -261,6 +261,13 @@ fn the_daemon_keeps_it_and_a_kill_loses_nothing() {
     .unwrap();
     let page = scrape(port).unwrap();
     assert!(page.contains("musttls_history_errors_total 0\n"), "{page}");
+    let status = agent.status().unwrap();
+    let history = &status["history"];
+    assert_eq!(
+        (&history["clients"], &history["sessions"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(history.get("problem"), None, "{history}");
     for _ in 0..2 {
         agent.kill().unwrap();
         agent.start_again().unwrap();
@@ -390,6 +397,11 @@ fn without_a_file_of_records_there_is_none_and_it_is_said() {
             .log()
             .unwrap()
             .contains("who connects how is not kept")
+    );
+    let (status, _, _) = musttls(&agent, &["status"]);
+    assert!(
+        status.contains("\n          there is no history: audit records go to /dev/null\n"),
+        "{status}"
     );
     let (_, errors, code) = musttls(&agent, &["clients"]);
     assert_eq!(code, Some(1));

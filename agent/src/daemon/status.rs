@@ -11,7 +11,7 @@ use crate::config::{AuditTarget, Expiry};
 use crate::datapath::UnixProbe;
 use crate::servers;
 use crate::status::{
-    Alarm, Audit, Confined, Coverage, Exception, Listener, ModeEnd, Policy, Server, Status,
+    Alarm, Audit, Confined, Coverage, Exception, History, Listener, ModeEnd, Policy, Server, Status,
 };
 
 impl Daemon {
@@ -67,6 +67,18 @@ impl Daemon {
                 lost: audit.stats().lost,
                 sequence: audit.sequence(),
             },
+            history: self.history_status(),
+        }
+    }
+
+    fn history_status(&self) -> History {
+        let (state, _) = self.history.state();
+        let state = state.unwrap_or_default();
+        History {
+            clients: state.clients,
+            sessions: state.sessions,
+            holes: state.holes.len(),
+            problem: self.history.problem(),
         }
     }
 

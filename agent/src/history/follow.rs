@@ -28,8 +28,18 @@ const REPORT_EVERY: Duration = Duration::from_mins(10);
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<Option<State>>,
+    /// Why the last look failed, if it did.
+    problem: Mutex<Option<String>>,
     errors: AtomicU64,
     stop: AtomicBool,
+}
+
+impl Shared {
+    fn note(&self, problem: Option<String>) {
+        if let Ok(mut place) = self.problem.lock() {
+            *place = problem;
+        }
+    }
 }
 
 /// The thread, as the daemon has it.
@@ -40,6 +50,8 @@ pub struct Follower {
     thread: Option<JoinHandle<()>>,
     /// The newest record that the thread was told of.
     told: u64,
+    /// Why there is no history, if there is none.
+    none: Option<String>,
 }
 
 impl Follower {
@@ -55,16 +67,19 @@ impl Follower {
                 shared,
                 thread: Some(thread),
                 told: 0,
+                none: None,
             },
             Err(error) => {
+                let why = error::text(&error);
                 if config.history.enabled {
-                    tracing::warn!("who connects how is not kept: {}", error::text(&error));
+                    tracing::warn!("who connects how is not kept: {why}");
                 }
                 Self {
                     more: None,
                     shared,
                     thread: None,
                     told: 0,
+                    none: Some(why),
                 }
             }
         }
@@ -89,6 +104,13 @@ impl Follower {
     pub fn state(&self) -> (Option<State>, u64) {
         let state = self.shared.state.lock().ok().and_then(|it| it.clone());
         (state, self.shared.errors.load(Ordering::Relaxed))
+    }
+
+    /// Why there is no history, or why it is not up to date.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let problem = || self.shared.problem.lock().ok().and_then(|it| it.clone());
+        self.none.clone().or_else(problem)
     }
 
     /// Ends the thread. What it has not read, the next agent or command reads.
@@ -122,6 +144,7 @@ fn work(config: &Config, shared: &Shared, told: &Receiver<()>) {
     loop {
         let pause = match look(config, shared, &mut history) {
             Ok(()) => {
+                shared.note(None);
                 if reported.take().is_some() {
                     tracing::info!("the history is kept again");
                 }
@@ -131,6 +154,7 @@ fn work(config: &Config, shared: &Shared, told: &Receiver<()>) {
                 shared.errors.fetch_add(1, Ordering::Relaxed);
                 // What it was about may have been put in order by hand.
                 history = None;
+                shared.note(Some(error::text(&error)));
                 if reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
                     reported = Some(Instant::now());
                     tracing::warn!("the history is not up to date: {}", error::text(&error));
