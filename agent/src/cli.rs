@@ -160,8 +160,14 @@ pub enum Command {
         #[command(flatten)]
         terms: Terms,
         /// Write them to a new file; without it they are printed
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
         write: Option<PathBuf>,
+        /// Ask about each one: an exception, the fix, or neither
+        #[arg(long, conflicts_with = "json")]
+        interactive: bool,
+        /// How to show them.
+        #[command(flatten)]
+        output: Output,
     },
     /// Show what the history holds and what is missing from it
     #[command(after_help = HISTORY_EXAMPLES, args_conflicts_with_subcommands = true)]
@@ -351,7 +357,8 @@ Examples:
 const LEARN_EXAMPLES: &str = "\
 Examples:
   musttls learn --owner dba@example.com
-  musttls learn --since 30d --server orders --for 60d --owner dba@example.com --write learned.toml";
+  musttls learn --since 30d --server orders --for 60d --owner dba@example.com --write learned.toml
+  musttls learn --interactive --owner dba@example.com --write learned.toml";
 
 const HISTORY_EXAMPLES: &str = "\
 Examples:

@@ -90,7 +90,18 @@ pub fn run(command: Command) -> Result<Exit> {
             past,
             terms,
             write,
-        } => past::learn(of, &past, terms, write.as_deref()),
+            interactive,
+            output,
+        } => past::learn(
+            of,
+            &past,
+            terms,
+            past::Way {
+                write: write.as_deref(),
+                interactive,
+                json: output.json,
+            },
+        ),
         Command::History {
             command,
             config,

@@ -2,6 +2,8 @@
 //!
 //! An exception is for one user of one server, from the addresses that were seen, and ends. No network is wider than an address.
 
+mod interactive;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -14,6 +16,7 @@ use jiff::{Span, Timestamp};
 use musttls_common::mysql::USER_MAX;
 use musttls_common::policy::MAX_RULES;
 use musttls_common::verdict::Mode;
+use serde::Serialize;
 
 use crate::clients::Row;
 use crate::config::{Config, DEFAULT_SERVER, Exception, MAX_NETWORKS, PastDates};
@@ -21,6 +24,8 @@ use crate::fix;
 use crate::history::{Class, Client};
 use crate::simulate::{Fate, Judge, known_user};
 use crate::span;
+
+pub use interactive::choose;
 
 /// What an exception is to say of itself.
 #[derive(Clone, Debug)]
@@ -34,7 +39,7 @@ pub struct Terms {
 }
 
 /// Whom a proposed exception is for: all that make it different from others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Subject {
     /// The server; `None` for those without settings of their own.
     pub server: Option<String>,
@@ -43,21 +48,37 @@ pub struct Subject {
 }
 
 /// A proposed exception.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Proposal {
     /// Whom it is for.
+    #[serde(flatten)]
     pub subject: Subject,
     /// From where, and what was seen from there.
     pub sources: BTreeMap<IpAddr, Vec<Row>>,
 }
 
 /// What came of the history.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lesson {
     /// Exceptions, in the order of server and user.
     pub proposals: Vec<Proposal>,
-    /// Those for whom none can be made, and why.
-    pub hopeless: Vec<(Row, &'static str)>,
+    /// Those for whom none can be made.
+    pub hopeless: Vec<Hopeless>,
+}
+
+/// A client for whom no exception can be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hopeless {
+    /// Why.
+    pub why: &'static str,
+    /// What is known of it.
+    pub client: Row,
+}
+
+impl Lesson {
+    fn give_up(&mut self, client: Row, why: &'static str) {
+        self.hopeless.push(Hopeless { why, client });
+    }
 }
 
 /// `config` with every server in enforce mode.
@@ -85,23 +106,19 @@ pub fn learn(config: &Config, clients: &[Client], now: Timestamp) -> Lesson {
         let row = Row::of(client);
         let user = match (client.class, &client.user) {
             (Class::NoException, _) => {
-                lesson.hopeless.push((row, "no exception applies to it"));
+                lesson.give_up(row, "no exception applies to it");
                 continue;
             }
             (Class::Older, _) => {
-                lesson.hopeless.push((
-                    row,
-                    "it is older than the gate: it is named when it logs in anew",
-                ));
+                let why = "it is older than the gate: it is named when it logs in anew";
+                lesson.give_up(row, why);
                 continue;
             }
             (Class::Plaintext, Some(_)) => {
                 let user = known_user(client);
                 let Some(user) = user.filter(|user| !user.is_empty() && user.len() <= USER_MAX)
                 else {
-                    lesson
-                        .hopeless
-                        .push((row, "its user name cannot be written"));
+                    lesson.give_up(row, "its user name cannot be written");
                     continue;
                 };
                 Some(user.to_owned())
@@ -109,7 +126,7 @@ pub fn learn(config: &Config, clients: &[Client], now: Timestamp) -> Lesson {
             (Class::Plaintext | Class::Tls | Class::TlsFailed | Class::Unix, _) => None,
         };
         let Some(source) = judge.address(client) else {
-            lesson.hopeless.push((row, "its address is not known"));
+            lesson.give_up(row, "its address is not known");
             continue;
         };
         let server = config.server_name(config.server_index(client.port));
@@ -168,8 +185,8 @@ pub fn fragment(config: &Config, lesson: &Lesson, terms: &Terms, now: Timestamp)
             !config.servers.is_empty(),
         );
     }
-    for (row, why) in &lesson.hopeless {
-        let cells = crate::clients::columns(row).join(", ");
+    for Hopeless { why, client } in &lesson.hopeless {
+        let cells = crate::clients::columns(client).join(", ");
         writeln!(text, "\n# Not proposed, {why}: {cells}")?;
     }
     check(config, &text, &meant, now)

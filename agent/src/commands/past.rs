@@ -1,7 +1,7 @@
 //! The commands that read the history.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -114,7 +114,15 @@ fn judge(config: &Config, policy: &Path, past: &Past, json: bool) -> Result<Exit
     })
 }
 
-pub(super) fn learn(of: Of, past: &Past, terms: Terms, write: Option<&Path>) -> Result<Exit> {
+/// What becomes of what was learned.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'w> {
+    pub(super) write: Option<&'w Path>,
+    pub(super) interactive: bool,
+    pub(super) json: bool,
+}
+
+pub(super) fn learn(of: Of, past: &Past, terms: Terms, way: Way<'_>) -> Result<Exit> {
     let wanted = Filter {
         server: of.server,
         user: of.user,
@@ -122,11 +130,14 @@ pub(super) fn learn(of: Of, past: &Past, terms: Terms, write: Option<&Path>) -> 
     };
     let (config, clients, holes) = clients_of(past, wanted)?;
     let now = clock::wall();
-    let lesson = learn::learn(&config, &clients, now);
+    let mut lesson = learn::learn(&config, &clients, now);
     if holes > 0 {
         complain(&format!(
             "warning: records are missing in {holes} places (musttls history): nothing is proposed for whom they were about"
         ));
+    }
+    if way.json {
+        return stream_json(&lesson).map(|()| Exit::Ok);
     }
     if lesson == Lesson::default() {
         complain("Enforce mode would refuse nobody who is on record: there is nothing to propose.");
@@ -137,8 +148,17 @@ pub(super) fn learn(of: Of, past: &Past, terms: Terms, write: Option<&Path>) -> 
         reason: terms.reason,
         span: terms.span,
     };
+    if way.interactive {
+        let mut answers = io::stdin().lock();
+        lesson = learn::choose(lesson, &mut answers, &mut io::stderr().lock())
+            .context("ask about the proposals")?;
+        if lesson.proposals.is_empty() {
+            complain("No exception was chosen.");
+            return Ok(Exit::Ok);
+        }
+    }
     let text = learn::fragment(&config, &lesson, &terms, now)?;
-    let Some(path) = write else {
+    let Some(path) = way.write else {
         print(&text)?;
         return Ok(Exit::Ok);
     };
