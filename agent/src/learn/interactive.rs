@@ -10,6 +10,9 @@ use crate::login::printable;
 /// What may be said of a proposal.
 const QUESTION: &str = "[e]xception, [f]ix: show how it turns on TLS, [s]kip, [q]uit? ";
 
+/// Most lines of what was seen, so that the question stays on the screen.
+const SHOWN: usize = 12;
+
 /// What somebody has chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
@@ -42,10 +45,14 @@ pub fn choose(
     let count = proposals.len();
     for (index, proposal) in proposals.into_iter().enumerate() {
         writeln!(output, "\n{} of {count}: {}", index + 1, title(&proposal))?;
-        for (source, rows) in &proposal.sources {
-            for row in rows {
-                writeln!(output, "  {source}: {}", printable(seen(row).as_bytes()).0)?;
-            }
+        let rows = proposal.sources.iter();
+        let rows = rows.flat_map(|(source, rows)| rows.iter().map(move |row| (source, row)));
+        for (source, row) in rows.clone().take(SHOWN) {
+            writeln!(output, "  {source}: {}", printable(seen(row).as_bytes()).0)?;
+        }
+        match rows.count().saturating_sub(SHOWN) {
+            0 => {}
+            more => writeln!(output, "  and {more} more")?,
         }
         match ask(input, output)? {
             Choice::Except => lesson.proposals.push(proposal),
