@@ -34,3 +34,4 @@ pub mod socket;
 pub mod span;
 pub mod status;
 pub mod top;
+pub mod trail;

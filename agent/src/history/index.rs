@@ -27,12 +27,12 @@ use rusqlite::{
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-use super::record::{self, Content, Line, Seen};
-use super::tail::Part;
 use super::{Class, Client, Filter, Hole, State};
 use crate::audit::record::Outcome;
 use crate::error::Failed;
 use crate::login::printable;
+use crate::trail::record::{self, Content, Line, Seen};
+use crate::trail::{Part, whole_lines};
 
 /// Grows when the tables change: an index of another number is made anew.
 const VERSION: i64 = 1;
@@ -205,7 +205,7 @@ impl Index {
             }
         }
         for part in parts {
-            let len = signed(part.len());
+            let len = signed(part.length());
             let (offset, was_current) = known.remove(&part.head()).unwrap_or((0, false));
             // A file that was cut is read on from its new end.
             if part.is_current() && len < offset {
@@ -241,7 +241,7 @@ impl Index {
     /// Reads up to `most` bytes of `part`, in one transaction. Returns how many were taken; 0 at the end of its last whole line.
     pub(super) fn read(&mut self, part: &Part, most: usize, now_s: i64) -> Result<u64> {
         // Nothing new, as a rule, and then nobody is kept from writing.
-        if part.length_now()? <= offset_of(&self.db, part)? {
+        if part.length_now().context("read the audit file")? <= offset_of(&self.db, part)? {
             return Ok(0);
         }
         let tx = self
@@ -249,7 +249,7 @@ impl Index {
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         // Another process may have read on meanwhile.
         let offset = offset_of(&tx, part)?;
-        let bytes = part.read(offset, most)?;
+        let bytes = part.read(offset, most).context("read the audit file")?;
         let lines = whole_lines(&bytes, most);
         let taken = u64::try_from(lines.len()).unwrap_or(0);
         if taken > 0 {
@@ -413,15 +413,6 @@ impl Index {
             }
         }
         Ok(size)
-    }
-}
-
-/// The lines of `bytes` that are whole; all of it where one is longer than what is read at once: it is no record.
-fn whole_lines(bytes: &[u8], most: usize) -> &[u8] {
-    match bytes.iter().rposition(|&byte| byte == b'\n') {
-        Some(end) => bytes.get(..=end).unwrap_or_default(),
-        None if bytes.len() == most => bytes,
-        None => &[],
     }
 }
 
@@ -607,7 +598,7 @@ impl<'t> Batch<'t> {
         }
         match line.content {
             Content::Session(seen) => self.session(&seen)?,
-            Content::Other => {}
+            Content::Other(_) => {}
             Content::Later => self.later += 1,
             Content::Garbage => self.garbage += 1,
         }

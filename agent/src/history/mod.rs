@@ -3,8 +3,6 @@
 //! | file | content |
 //! |---|---|
 //! | `mod` | what is known of a client; reading the audit file into the index, to its end |
-//! | `record` | a line of the audit file |
-//! | `tail` | the audit file and those it was rotated into; how far each has been read |
 //! | `index` | the database: the only code that names `SQLite` |
 //! | [`follow`] | the daemon's thread that keeps it up to date |
 //!
@@ -13,8 +11,6 @@
 
 pub mod follow;
 mod index;
-mod record;
-mod tail;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +23,7 @@ use crate::audit::record::Outcome;
 use crate::clock;
 use crate::config::{AuditTarget, Config, HistoryConfig};
 use crate::error::Failed;
+use crate::trail;
 
 use index::{Damage, Index};
 
@@ -290,7 +287,7 @@ impl History {
         now: Timestamp,
         go_on: &mut impl FnMut(u64, u64) -> bool,
     ) -> Result<bool> {
-        let parts = tail::parts(&self.audit)?;
+        let parts = trail::parts(&self.audit)?;
         let mut to_read = self.index.begin(&parts)?;
         let mut done = 0;
         for part in &parts {
@@ -330,8 +327,8 @@ impl History {
     /// What it holds.
     pub fn state(&mut self) -> Result<State> {
         let mut state = self.index.state()?;
-        for part in tail::parts(&self.audit)? {
-            state.behind += part.len().saturating_sub(self.index.offset(&part)?);
+        for part in trail::parts(&self.audit)? {
+            state.behind += part.length().saturating_sub(self.index.offset(&part)?);
         }
         Ok(state)
     }

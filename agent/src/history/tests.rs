@@ -182,7 +182,7 @@ fn every_kind_of_session_is_told_apart() {
     });
     place.record(|record| set(record, "/unmapped/reason", json!("multipath")));
     place.record(|record| {
-        set(record, "/unmapped/older_than_gate", json!(true));
+        set(record, "/unmapped/older_than", json!("gate"));
         set(record, "/unmapped/verdict", json!("kept"));
     });
     place.record(|record| {
@@ -291,7 +291,7 @@ fn two_that_write_at_once_do_no_harm() {
             let config = place.config.clone();
             std::thread::spawn(move || {
                 let mut history = History::open(&config).unwrap();
-                let parts = tail::parts(&history.audit).unwrap();
+                let parts = trail::parts(&history.audit).unwrap();
                 // In small bites, so that they meet.
                 while history
                     .index
@@ -313,7 +313,7 @@ fn a_reader_that_is_stopped_goes_on_where_it_was() {
     let mut place = Place::new();
     place.records(10);
     let mut history = place.open();
-    let parts = tail::parts(&history.audit).unwrap();
+    let parts = trail::parts(&history.audit).unwrap();
     assert!(
         history
             .index

@@ -2,8 +2,8 @@
 
 use ratatui::layout::Constraint;
 
+use super::session::Session;
 use super::state::{Pane, State};
-use super::tail::Session;
 use super::view::{SOON_MS, Scene, Tone, duration, number, safe};
 use crate::status::{OlderSessions, Status};
 

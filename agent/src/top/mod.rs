@@ -4,14 +4,14 @@
 //! |---|---|
 //! | `mod` | the terminal, signals, and who asks the agent: all that waits |
 //! | [`state`] | what is known and what keys do |
-//! | [`tail`] | the end of the audit file |
+//! | [`session`] | what the audit file says of sessions in plaintext and of refusals |
 //! | [`view`], [`lists`] | how it looks |
 //!
 //! The agent is asked by a thread of its own: one that hangs must not keep `q` from working.
 
 pub mod lists;
+pub mod session;
 pub mod state;
-pub mod tail;
 pub mod view;
 
 #[cfg(test)]
@@ -41,13 +41,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use self::state::{Action, Report, Silence, State};
-use self::tail::Tail;
 use self::view::Scene;
 use crate::cli::Exit;
 use crate::clock;
 use crate::control::{self, Answer, Command, NotRunning};
 use crate::datapath::Pins;
 use crate::error::{Failed, exit_code, text};
+use crate::trail::Tail;
 
 /// Ages grow without an answer.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -338,13 +338,11 @@ impl Asker {
             is_other = self.follow(&status.audit.target);
         }
         let (sessions, unread) = match &mut self.tail {
-            Some(tail) => match tail.look() {
-                Ok(sessions) => (sessions, None),
-                Err(error) => (
-                    Vec::new(),
-                    Some(format!("{}: {error}", tail.path().display())),
-                ),
-            },
+            Some(tail) => {
+                let mut sessions = Vec::new();
+                let looked = tail.look(|line| sessions.extend(session::read(line)));
+                (sessions, looked.err().map(|error| format!("{error:#}")))
+            }
             None if status.is_ok() => (
                 Vec::new(),
                 Some(
@@ -368,7 +366,7 @@ impl Asker {
         let path = target.starts_with('/').then(|| Path::new(target));
         let is_other = self.tail.as_ref().map(Tail::path) != path;
         if is_other {
-            self.tail = path.map(Tail::new);
+            self.tail = path.map(session::follow);
         }
         is_other
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use super::tail::Session;
+use super::session::Session;
 use crate::status::Status;
 
 /// Most refusals that are kept.

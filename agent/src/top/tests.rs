@@ -7,8 +7,8 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::style::Color;
 use serde_json::{Value, json};
 
+use super::session::Session;
 use super::state::{Action, Focus, Pane, Report, Silence, State};
-use super::tail::Session;
 use super::view::{self, Scene, duration, number};
 use crate::status::Status;
 
