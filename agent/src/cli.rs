@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use jiff::Span;
+use jiff::{Span, Timestamp};
 use musttls_common::verdict::Mode;
 
+use crate::audit::record::Outcome;
 use crate::config;
+use crate::events::filter::{self, Filter, Kind};
 use crate::span::{self, Since};
 
 /// Makes MySQL and MariaDB servers refuse plaintext TCP logins, from outside the server.
@@ -134,6 +136,9 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// List what is on record: sessions, and what else happened; -f goes on as they come
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events(Box<EventsArgs>),
     /// Say whom a policy would refuse of those who have connected; exit 1 if anybody
     #[command(after_help = SIMULATE_EXAMPLES)]
     Simulate {
@@ -349,6 +354,81 @@ Examples:
   musttls clients --plaintext --since 14d
   musttls clients --server orders --user etl --json";
 
+const EVENTS_EXAMPLES: &str = "\
+Examples:
+  musttls events -f                             # the last 10, and then as they come
+  musttls events --refused --since 2h
+  musttls events -n 20 --client 10.3.0.0/16 --user etl
+  musttls events --since 2026-11-01 --until 2026-11-07 --outcome excepted --json | jq -r .user.name
+  musttls events --kind agent                   # modes, faults of the gate, losses
+
+The number in the column EVENT is for `musttls why`.";
+
+/// Which records, and how they are shown.
+#[derive(Clone, Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with records as they are written, until Ctrl-C
+    #[arg(short, long, conflicts_with = "until")]
+    pub follow: bool,
+    /// Only the last so many of them; 10 with --follow, unless --since is given
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub last: Option<usize>,
+    /// Only those since then: 14d, 12h, a day (UTC) as 2026-11-01, or a time as 2026-11-01T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = filter::since)]
+    pub since: Option<Since>,
+    /// Only those before then; a day is meant to its end
+    #[arg(long, value_name = "TIME", value_parser = filter::until)]
+    pub until: Option<Since>,
+    /// Only those of clients in this network, or of this address
+    #[arg(long, value_name = "NETWORK", value_parser = filter::network)]
+    pub client: Option<IpNet>,
+    /// Only those of this server and this user.
+    #[command(flatten)]
+    pub of: Of,
+    /// Only those with this outcome; may be given several times
+    #[arg(long, value_name = "WORD", value_parser = outcome())]
+    pub outcome: Vec<Outcome>,
+    /// Only those that were refused: --outcome denied
+    #[arg(long, conflicts_with = "outcome")]
+    pub refused: bool,
+    /// Only those about this; may be given several times
+    #[arg(long, value_name = "WORD")]
+    pub kind: Vec<Kind>,
+    /// Configuration file of the agent, which says where the audit file is
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// How to show them.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+impl EventsArgs {
+    /// Which records are wanted, seen from `now`.
+    #[must_use]
+    pub fn filter(&self, now: Timestamp) -> Filter {
+        let instant = |since: Since| since.instant(now).as_millisecond();
+        Filter {
+            since_ms: self.since.map(instant),
+            until_ms: self.until.map(instant),
+            client: self.client,
+            user: self.of.user.clone(),
+            server: self.of.server.clone(),
+            outcomes: if self.refused {
+                vec![Outcome::Denied]
+            } else {
+                self.outcome.clone()
+            },
+            kinds: self.kind.clone(),
+        }
+    }
+}
+
+/// The words of `verdict` in audit records.
+fn outcome() -> impl TypedValueParser<Value = Outcome> {
+    PossibleValuesParser::new(Outcome::ALL.map(Outcome::verdict))
+        .try_map(|word| Outcome::of_verdict(&word).ok_or("it is no outcome"))
+}
+
 const SIMULATE_EXAMPLES: &str = "\
 Examples:
   musttls simulate --policy new.toml --since 14d
@@ -507,6 +587,8 @@ mod tests {
             "musttls except --config f.toml list --json",
             "musttls except expiring --within 30d --json",
             "musttls clients --plaintext --server a --user u --since 14d --config f.toml --json",
+            "musttls events -f -n 5 --since 1h --client 10.0.0.0/8 --user u --server a --kind tls --outcome denied --outcome kept --json --config f.toml",
+            "musttls events --refused --since 2026-11-01T12:00:00Z --until 2026-11-02",
             "musttls simulate --policy f.toml --since 2026-11-01 --json",
             "musttls learn --server a --since 14d --for 60d --owner o --reason r --write f.toml",
             "musttls history --json --config f.toml",

@@ -1,9 +1,10 @@
 //! What commands print: data on standard output, talk on standard error.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Prints data. A reader that has gone away (`musttls status | head`) is no error.
 pub fn print(text: &str) -> Result<()> {
@@ -24,7 +25,7 @@ pub fn print_json(data: &impl serde::Serialize) -> Result<()> {
 
 /// Prints data as JSON while it is encoded: there may be a million rows of it.
 pub fn stream_json(data: &impl serde::Serialize) -> Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(io::stdout().lock());
     let written = serde_json::to_writer_pretty(&mut out, data)
         .map_err(io::Error::from)
         .and_then(|()| out.write_all(b"\n"))
@@ -35,6 +36,87 @@ pub fn stream_json(data: &impl serde::Serialize) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Standard output for many lines. Its reader may go away (`musttls events | head`): that is no error, and ends the work.
+#[derive(Debug)]
+pub struct Lines {
+    out: BufWriter<Stdout>,
+    is_gone: bool,
+}
+
+impl Lines {
+    /// Nothing is written yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            out: BufWriter::new(io::stdout()),
+            is_gone: false,
+        }
+    }
+
+    /// Whether nobody reads any more.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    /// Writes a line, without its newline.
+    pub fn line(&mut self, line: &[u8]) -> Result<()> {
+        if self.is_gone {
+            return Ok(());
+        }
+        let written = self
+            .out
+            .write_all(line)
+            .and_then(|()| self.out.write_all(b"\n"));
+        self.note(written)
+    }
+
+    /// Writes out what is kept back.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.is_gone {
+            return Ok(());
+        }
+        let flushed = self.out.flush();
+        self.note(flushed)
+    }
+
+    /// Waits for so long, or until nobody reads any more.
+    pub fn wait(&mut self, pause: Duration) -> Result<()> {
+        let stdout = io::stdout();
+        let pause = Timespec::try_from(pause).context("wait")?;
+        // What is told without being asked for: that the reader has gone away.
+        let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+        match poll(&mut ends, Some(&pause)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => self.is_gone = true,
+            Err(error) => return Err(io::Error::from(error)).context("watch standard output"),
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, written: io::Result<()>) -> Result<()> {
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.is_gone = true,
+            Err(error) => return Err(error).context("write to standard output"),
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether colours are wanted: by a terminal, unless the environment says otherwise (<https://no-color.org>: set to anything but
+/// nothing).
+#[must_use]
+pub fn has_colors() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// How far a long work has come, as a line on a terminal that is written over; nothing elsewhere, and nothing of what is done

@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod doctor;
 pub mod edits;
 pub mod error;
+pub mod events;
 pub mod except;
 pub mod fix;
 pub mod history;

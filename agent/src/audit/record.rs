@@ -455,7 +455,8 @@ struct Classified {
 }
 
 impl Outcome {
-    const ALL: [Self; 6] = [
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
         Self::Allowed,
         Self::Excepted,
         Self::Observed,

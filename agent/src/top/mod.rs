@@ -44,6 +44,7 @@ use self::state::{Action, Report, Silence, State};
 use self::view::Scene;
 use crate::cli::Exit;
 use crate::clock;
+use crate::console::has_colors;
 use crate::control::{self, Answer, Command, NotRunning};
 use crate::datapath::Pins;
 use crate::error::{Failed, exit_code, text};
@@ -216,8 +217,7 @@ impl Top {
         Self {
             socket: socket.display().to_string(),
             state: State::new(every),
-            // https://no-color.org: set to anything but nothing.
-            has_colors: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            has_colors: has_colors(),
             questions,
             reports,
             asked: Instant::now(),

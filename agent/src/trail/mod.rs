@@ -10,5 +10,27 @@ mod parts;
 pub mod record;
 mod tail;
 
+use std::path::Path;
+
+use crate::config::{AuditTarget, Config};
+
 pub use parts::{Part, parts, whole_lines};
 pub use tail::Tail;
+
+/// There is no audit file to read. The text is complete.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no audit file: records go to {0}\n  help: set [audit] path to a file, or look where they go"
+)]
+pub struct NoFile(String);
+
+/// The audit file of `config`.
+pub fn file(config: &Config) -> Result<&Path, NoFile> {
+    match &config.audit {
+        AuditTarget::Stdout => Err(NoFile("the agent's standard output".to_owned())),
+        AuditTarget::File(path) if path.starts_with("/dev") => {
+            Err(NoFile(path.display().to_string()))
+        }
+        AuditTarget::File(path) => Ok(path),
+    }
+}

@@ -126,19 +126,25 @@ impl Part {
         Ok(bytes)
     }
 
-    /// Reads its whole lines from `offset` on, where one begins. Returns where the next begins.
-    pub fn lines(&self, mut offset: u64, mut each: impl FnMut(&[u8])) -> io::Result<u64> {
+    /// Reads its whole lines from `offset` on, where one begins, until `each` says so. Returns where the next begins.
+    pub fn lines(
+        &self,
+        mut offset: u64,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> io::Result<u64> {
         loop {
             let bytes = self.read(offset, CHUNK)?;
             let lines = whole_lines(&bytes, CHUNK);
             if lines.is_empty() {
                 return Ok(offset);
             }
-            lines
-                .split(|&byte| byte == b'\n')
-                .filter(|line| !line.is_empty())
-                .for_each(&mut each);
-            offset += u64::try_from(lines.len()).unwrap_or(0);
+            for line in lines.split_inclusive(|&byte| byte == b'\n') {
+                offset += u64::try_from(line.len()).unwrap_or(0);
+                let line = line.strip_suffix(b"\n").unwrap_or(line);
+                if !line.is_empty() && each(line).is_break() {
+                    return Ok(offset);
+                }
+            }
         }
     }
 
@@ -147,7 +153,7 @@ impl Part {
         &self,
         end: u64,
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
-    ) -> io::Result<ControlFlow<()>> {
+    ) -> io::Result<()> {
         let mut start = self.line_end(end)?;
         // Lines from `start` on whose beginning is known, behind one whose beginning is not.
         let mut rest: Vec<u8> = Vec::new();
@@ -167,12 +173,12 @@ impl Part {
             let (head, lines) = bytes.split_at(begins);
             for line in lines.rsplit(|&byte| byte == b'\n') {
                 if !line.is_empty() && each(line).is_break() {
-                    return Ok(ControlFlow::Break(()));
+                    return Ok(());
                 }
             }
             rest = head.to_vec();
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(())
     }
 
     /// The end of the last whole line before `end`.
@@ -314,7 +320,13 @@ mod tests {
         content.extend(b"\nlast\nno end");
         let (_directory, part) = part(&content);
         let mut forwards = Vec::new();
-        let end = part.lines(0, |line| forwards.push(line.to_vec())).unwrap();
+        let collect = |line: &[u8]| {
+            forwards.push(line.to_vec());
+            ControlFlow::Continue(())
+        };
+        let end = part.lines(0, collect).unwrap();
+        let second = part.lines(0, |_| ControlFlow::Break(())).unwrap();
+        assert_eq!(second, 2, "behind the first line");
         assert_eq!(forwards.len(), 30_001);
         assert_eq!(end, u64::try_from(content.len()).unwrap() - 6);
         assert_eq!(part.line_end(part.length()).unwrap(), end);
@@ -323,20 +335,16 @@ mod tests {
             backwards.push(line.to_vec());
             ControlFlow::Continue(())
         };
-        assert!(
-            part.lines_back(part.length(), collect)
-                .unwrap()
-                .is_continue()
-        );
+        part.lines_back(part.length(), collect).unwrap();
         backwards.reverse();
         assert!(forwards == backwards);
 
         let mut last = Vec::new();
-        let first = part.lines_back(end, |line| {
+        let first = |line: &[u8]| {
             last.push(line.to_vec());
             ControlFlow::Break(())
-        });
-        assert!(first.unwrap().is_break());
+        };
+        part.lines_back(end, first).unwrap();
         assert_eq!(last, [b"last"]);
     }
 
@@ -353,13 +361,10 @@ mod tests {
             if line.len() < 10 {
                 short.push(String::from_utf8(line.to_vec()).unwrap());
             }
+            ControlFlow::Continue(())
         };
         part.lines(0, &mut each).unwrap();
-        part.lines_back(part.length(), |line| {
-            each(line);
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+        part.lines_back(part.length(), each).unwrap();
         assert_eq!(short, ["first", "last", "last", "first"]);
         assert!(longest <= 2 * CHUNK, "{longest}");
     }

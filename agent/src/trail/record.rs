@@ -94,6 +94,10 @@ pub struct Seen<'l> {
     pub refusal: Option<Refusal<'l>>,
     /// `gate` or `enforcement`.
     pub older_than: Option<Cow<'l, str>>,
+    /// The floor of `observe`, which would refuse it.
+    pub would_refuse: Option<Cow<'l, str>>,
+    /// Whether its client has sent its login in the clear before TLS.
+    pub is_exposed: bool,
 }
 
 impl Seen<'_> {
@@ -231,6 +235,10 @@ struct Unmapped<'l> {
     #[serde(borrow)]
     older_than: Option<Text<'l>>,
     #[serde(borrow)]
+    would_refuse: Option<Text<'l>>,
+    #[serde(default)]
+    credential_exposed: bool,
+    #[serde(borrow)]
     mode: Option<Text<'l>>,
     #[serde(borrow)]
     refusal: Option<RawRefusal<'l>>,
@@ -308,6 +316,8 @@ fn session(raw: Raw<'_>) -> Option<Seen<'_>> {
         client_program,
         connection_attributes: attributes,
         older_than,
+        would_refuse,
+        credential_exposed,
         mode,
         refusal,
         proxied,
@@ -383,6 +393,8 @@ fn session(raw: Raw<'_>) -> Option<Seen<'_>> {
             released_after_us: refusal.released_after_us,
         }),
         older_than: older_than.map(|than| than.0),
+        would_refuse: would_refuse.map(|floor| floor.0),
+        is_exposed: credential_exposed,
     })
 }
 
@@ -436,7 +448,6 @@ mod tests {
         assert_eq!(
             told,
             [
-                "Tls allowed",
                 "Tls allowed",
                 "Plaintext denied",
                 "Plaintext would_deny",

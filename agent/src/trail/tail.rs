@@ -4,6 +4,7 @@
 //! was written before it was rotated, or copied and truncated, is read to its end before its successor is.
 
 use std::io::{self, ErrorKind};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -55,6 +56,12 @@ impl Tail {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether there has been a file.
+    #[must_use]
+    pub const fn has_begun(&self) -> bool {
+        self.place.is_some()
     }
 
     /// Tells `each` the lines that have come since the last look, the oldest first.
@@ -116,7 +123,10 @@ impl Tail {
 impl Place {
     fn read(&mut self, most: u64, each: &mut impl FnMut(&[u8])) -> io::Result<()> {
         self.pass_to_last(most)?;
-        self.offset = self.part.lines(self.offset, each)?;
+        self.offset = self.part.lines(self.offset, |line| {
+            each(line);
+            ControlFlow::Continue(())
+        })?;
         Ok(())
     }
 
