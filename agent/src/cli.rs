@@ -12,6 +12,7 @@ use crate::audit::record::Outcome;
 use crate::config;
 use crate::events::filter::{self, Filter, Kind};
 use crate::span::{self, Since};
+use crate::why::Target;
 
 /// Makes MySQL and MariaDB servers refuse plaintext TCP logins, from outside the server.
 #[derive(Clone, Debug, Parser)]
@@ -139,6 +140,9 @@ pub enum Command {
     /// List what is on record: sessions, and what else happened; -f goes on as they come
     #[command(after_help = EVENTS_EXAMPLES)]
     Events(Box<EventsArgs>),
+    /// Say which rule decides about a session on record, or about a plaintext login, and why; exit 1 if it would be refused now
+    #[command(after_help = WHY_EXAMPLES)]
+    Why(Box<WhyArgs>),
     /// Say whom a policy would refuse of those who have connected; exit 1 if anybody
     #[command(after_help = SIMULATE_EXAMPLES)]
     Simulate {
@@ -429,6 +433,36 @@ fn outcome() -> impl TypedValueParser<Value = Outcome> {
         .try_map(|word| Outcome::of_verdict(&word).ok_or("it is no outcome"))
 }
 
+const WHY_EXAMPLES: &str = "\
+Examples:
+  musttls events --refused -n 5                 # the column EVENT has the numbers
+  musttls why 187                               # what was decided then, and what would be now
+  musttls why 10.3.0.7 etl                      # a plaintext login from there, on each server
+  musttls why 10.3.0.7 etl --server orders --json
+  musttls why 2001:db8::7 --port 3307 || echo 'would be refused'";
+
+/// What is asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct WhyArgs {
+    /// The number of an audit record (its metadata.sequence; the newest of that number) or its metadata.uid; or the address of a client
+    #[arg(value_name = "EVENT|ADDRESS", value_parser = Target::parse)]
+    pub target: Target,
+    /// The user of a plaintext login from that address; without it, only exceptions for any user count
+    pub user: Option<String>,
+    /// Only what is done about it on this server: the name of a server with settings of its own, or default
+    #[arg(long, value_name = "NAME", conflicts_with = "port")]
+    pub server: Option<String>,
+    /// Only what is done about it on this port
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Configuration file with the policy, which also says where the audit file is
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// How to show it.
+    #[command(flatten)]
+    pub output: Output,
+}
+
 const SIMULATE_EXAMPLES: &str = "\
 Examples:
   musttls simulate --policy new.toml --since 14d
@@ -589,6 +623,8 @@ mod tests {
             "musttls clients --plaintext --server a --user u --since 14d --config f.toml --json",
             "musttls events -f -n 5 --since 1h --client 10.0.0.0/8 --user u --server a --kind tls --outcome denied --outcome kept --json --config f.toml",
             "musttls events --refused --since 2026-11-01T12:00:00Z --until 2026-11-02",
+            "musttls why 10.0.0.1 etl --server a --json --config f.toml",
+            "musttls why b00t/5f1c/187 --json",
             "musttls simulate --policy f.toml --since 2026-11-01 --json",
             "musttls learn --server a --since 14d --for 60d --owner o --reason r --write f.toml",
             "musttls history --json --config f.toml",
@@ -607,6 +643,17 @@ mod tests {
                 "musttls clients --since yesterday",
                 ErrorKind::ValueValidation,
             ),
+            (
+                "musttls why 10.0.0.1 --server a --port 1",
+                ErrorKind::ArgumentConflict,
+            ),
+            ("musttls why db1", ErrorKind::ValueValidation),
+            ("musttls why 10.0.0.0/8", ErrorKind::ValueValidation),
+            (
+                "musttls events -f --until 2026-11-01",
+                ErrorKind::ArgumentConflict,
+            ),
+            ("musttls events --outcome refused", ErrorKind::InvalidValue),
             ("musttls mode --execute", ErrorKind::MissingRequiredArgument),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

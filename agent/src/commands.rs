@@ -16,7 +16,7 @@ use crate::control::{self, Answer, NotRunning};
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
 use crate::mode::Order;
-use crate::{clock, daemon, events, except, mode, top};
+use crate::{clock, daemon, events, except, mode, top, why};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<Exit> {
@@ -81,6 +81,7 @@ pub fn run(command: Command) -> Result<Exit> {
             output,
         } => past::clients(plaintext, of, &past, output.json),
         Command::Events(args) => events::run(&args),
+        Command::Why(args) => why::run(&args),
         Command::Simulate {
             policy,
             past,

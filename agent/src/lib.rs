@@ -36,3 +36,4 @@ pub mod span;
 pub mod status;
 pub mod top;
 pub mod trail;
+pub mod why;

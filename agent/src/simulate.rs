@@ -32,6 +32,9 @@ pub enum Fate<'p> {
     Refused(Reason),
 }
 
+/// The instant of judging on the clock of the kernel, which may count from anywhere.
+const NOW_NS: u64 = 0;
+
 /// A policy, as it would be in force at an instant.
 #[derive(Debug)]
 pub struct Judge<'p> {
@@ -43,15 +46,19 @@ impl<'p> Judge<'p> {
     /// `config`, as if it came into force at `now`.
     #[must_use]
     pub fn new(config: &'p Config, now: Timestamp) -> Self {
-        // The clock of the kernel may count from anywhere: from now.
-        let tables = policy::compile(config, 0, now, 0);
+        let tables = policy::compile(config, 0, now, NOW_NS);
         Self { config, tables }
     }
 
     /// What would become of `client`, were it to come at that instant.
     #[must_use]
     pub fn fate(&self, client: &Client) -> Fate<'p> {
-        let index = self.config.server_index(client.port);
+        self.fate_on(self.config.server_index(client.port), client)
+    }
+
+    /// The same with an entry of the table of servers in place of the client's port.
+    #[must_use]
+    pub fn fate_on(&self, index: u16, client: &Client) -> Fate<'p> {
         let (reason, user) = match client.class {
             Class::Unix | Class::TlsFailed => return Fate::Passes,
             Class::NoException => return self.denied(index, Reason::Unjudgeable),
@@ -65,12 +72,18 @@ impl<'p> Judge<'p> {
         };
         let rule = self.address(client).and_then(|address| {
             self.tables
-                .rule(octets(address), index, user.map(str::as_bytes), 0)
+                .rule(octets(address), index, user.map(str::as_bytes), NOW_NS)
         });
         match rule.and_then(|rule| self.config.exceptions.get(usize::from(rule))) {
             Some(exception) => Fate::Excepted(&exception.name),
             None => self.denied(index, reason),
         }
+    }
+
+    /// Whether PROXY protocol headers of `peer` are believed.
+    #[must_use]
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.tables.trusts(octets(peer))
     }
 
     /// Whose address exceptions are held against: the client that a trusted proxy has named, or the peer.
@@ -79,13 +92,13 @@ impl<'p> Judge<'p> {
         let peer = client.peer?;
         let proxied = client
             .proxied
-            .filter(|_| client.class != Class::Older && self.tables.trusts(octets(peer)));
+            .filter(|_| client.class != Class::Older && self.trusts(peer));
         Some(proxied.unwrap_or(peer))
     }
 
     fn denied(&self, index: u16, reason: Reason) -> Fate<'p> {
         let server = self.tables.servers.get(usize::from(index));
-        let mode = server.map_or(Mode::Enforce, |server| Mode::from_u8(server.mode));
+        let mode = server.map_or(Mode::Enforce, |server| server.mode(|| NOW_NS));
         match Verdict::Deny(reason).action(mode) {
             Action::Pass => Fate::Observed(reason),
             Action::Drop => Fate::Refused(reason),
@@ -304,7 +317,7 @@ fn section<'j>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Exception, Existing, Expiry, Floor, OwnTls, ServerConfig};
+    use crate::config::{Exception, Existing, Expiry, Floor, ModeEnd, OwnTls, ServerConfig};
     use ipnet::IpNet;
     use jiff::SignedDuration;
     use proptest::prelude::*;
@@ -418,6 +431,24 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_mode_that_is_over_is_not_in_force() {
+        let mut config = config(Vec::new());
+        let end = |seconds| ModeEnd {
+            at: now() + SignedDuration::from_secs(seconds),
+            then: Mode::Observe,
+        };
+        let client = client(Ipv4Addr::LOCALHOST.into(), 3306, None);
+        for (seconds, fate) in [
+            (1, Fate::Refused(Reason::NoClientSsl)),
+            (0, Fate::Observed(Reason::NoClientSsl)),
+            (-1, Fate::Observed(Reason::NoClientSsl)),
+        ] {
+            config.servers[0].mode_end = Some(end(seconds));
+            assert_eq!(Judge::new(&config, now()).fate(&client), fate, "{seconds}");
         }
     }
 

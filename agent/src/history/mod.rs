@@ -127,10 +127,10 @@ pub struct Client {
     pub rule: Option<Arc<str>>,
 }
 
-#[cfg(test)]
 impl Client {
     /// One that logged in in plaintext once, of which nothing else is known.
-    pub(crate) fn in_the_clear() -> Self {
+    #[must_use]
+    pub fn in_the_clear() -> Self {
         Self {
             class: Class::Plaintext,
             server: Arc::from("default"),
