@@ -32,12 +32,14 @@ pub struct Cli {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Run the agent in the foreground
+    #[command(after_help = RUN_EXAMPLES)]
     Run {
         /// Configuration file
         #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
     /// Show the servers, their modes and what the running agent has counted
+    #[command(after_help = STATUS_EXAMPLES)]
     Status {
         /// How to show it.
         #[command(flatten)]
@@ -60,18 +62,21 @@ pub enum Command {
         control: Control,
     },
     /// List the MySQL and MariaDB servers of this host; needs no agent and changes nothing
+    #[command(after_help = SCAN_EXAMPLES)]
     Scan {
         /// How to show it.
         #[command(flatten)]
         output: Output,
     },
     /// Say what this host lacks, what that costs and what to do; exit 1 if enforcement is impossible, 77 if you may not look
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor {
         /// How to show it.
         #[command(flatten)]
         output: Output,
     },
     /// List sessions older than the gate or its enforcement that are in the clear; end those of which that is certain with --execute
+    #[command(after_help = KILL_EXAMPLES)]
     KillPlaintext {
         /// End them; without it nothing is changed
         #[arg(long)]
@@ -84,14 +89,19 @@ pub enum Command {
         control: Control,
     },
     /// Take off a gate that stays on without an agent; stop the agent first
+    #[command(
+        after_help = "Example:\n  systemctl stop musttls && musttls disarm       # plaintext logins pass from then on"
+    )]
     Disarm,
     /// Check or show the configuration
+    #[command(after_help = CONFIG_EXAMPLES)]
     Config {
         /// What to do with it.
         #[command(subcommand)]
         command: ConfigCommand,
     },
     /// Exceptions: let plaintext clients in for a time, take that back, see which end soon
+    #[command(after_help = EXCEPT_EXAMPLES)]
     Except {
         /// What to do with them.
         #[command(subcommand)]
@@ -202,12 +212,61 @@ pub enum Command {
         config: PathBuf,
     },
     /// Make the running agent read its configuration again; a bad file changes nothing
+    #[command(after_help = RELOAD_EXAMPLES)]
     Reload {
         /// Whom to ask.
         #[command(flatten)]
         control: Control,
     },
 }
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  musttls run                                   # as the unit does; Ctrl-C ends it
+  RUST_LOG=debug musttls run --config new.toml";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  musttls status
+  musttls status --json | jq '.servers'
+  watch musttls status                          # or live: musttls top";
+
+const SCAN_EXAMPLES: &str = "\
+Examples:
+  musttls scan                                  # before anything is turned on
+  musttls scan --json | jq '.servers[].listeners'";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  musttls doctor                                # what this host lacks, and what to do
+  musttls doctor --json | jq '.checks[] | select(.found | not)'";
+
+const KILL_EXAMPLES: &str = "\
+Examples:
+  musttls kill-plaintext                        # whom it would end
+  musttls kill-plaintext --execute";
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  musttls config check new.toml && install -m 0640 new.toml /etc/musttls/musttls.toml && musttls reload
+  musttls config show --origin                  # which file says what";
+
+const CONFIG_CHECK_EXAMPLES: &str = "\
+Examples:
+  musttls config check                          # exit 78: it is wrong, and where
+  musttls config check new.toml && install -m 0640 new.toml /etc/musttls/musttls.toml && musttls reload";
+
+const EXCEPT_EXAMPLES: &str = "\
+Examples:
+  musttls except list
+  musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl --for 14d \\
+      --owner dba@example.com --reason 'MySQL 5.6 client, migration DB-812'
+  musttls except expiring --within 30d          # exit 1: ask the owners
+  musttls except rm legacy-etl";
+
+const RELOAD_EXAMPLES: &str = "\
+Examples:
+  musttls config check && musttls reload        # exit 78: the file is wrong, the old policy stays";
 
 const MODE_EXAMPLES: &str = "\
 Examples:
@@ -243,6 +302,7 @@ impl From<ModeName> for Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum ConfigCommand {
     /// Check a file and the layers that belong to it, without any effect on the running agent
+    #[command(after_help = CONFIG_CHECK_EXAMPLES)]
     Check {
         /// Main configuration file
         #[arg(value_name = "FILE", default_value = config::DEFAULT_PATH)]
@@ -483,6 +543,7 @@ Examples:
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum HistoryCommand {
     /// Make its index anew from the audit file and its rotated files
+    #[command(after_help = "Example:\n  musttls history rebuild")]
     Rebuild {
         /// Configuration file of the agent
         #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
@@ -657,6 +718,71 @@ mod tests {
             ("musttls mode --execute", ErrorKind::MissingRequiredArgument),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");
+        }
+    }
+
+    fn assert_examples(command: &clap::Command, path: &str) {
+        let help = command.get_after_help().map(ToString::to_string);
+        let help = help.unwrap_or_default();
+        assert!(help.starts_with("Example"), "{path} has no examples");
+        // An example is a command line that is taken as it stands.
+        let mut examples = 0;
+        for line in help
+            .replace("\\\n", " ")
+            .lines()
+            .filter(|line| line.starts_with("  "))
+        {
+            for words in command_lines(line) {
+                examples += 1;
+                let taken = Cli::try_parse_from(&words);
+                assert!(taken.is_ok(), "{path}: {words:?}: {}", taken.unwrap_err());
+            }
+        }
+        assert!(examples > 0, "{path}: {help}");
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
+            assert_examples(sub, &format!("{path} {}", sub.get_name()));
+        }
+    }
+
+    /// The command lines of `musttls` in a line of a shell, as words.
+    fn command_lines(line: &str) -> Vec<Vec<String>> {
+        let mut words = Vec::new();
+        let mut word = String::new();
+        let mut is_quoted = false;
+        for c in line.chars().chain([' ']) {
+            match c {
+                '\'' => is_quoted = !is_quoted,
+                ' ' if !is_quoted => {
+                    if !word.is_empty() {
+                        words.push(std::mem::take(&mut word));
+                    }
+                }
+                c => word.push(c),
+            }
+        }
+        let shown: Vec<String> = words.into_iter().take_while(|word| word != "#").collect();
+        shown
+            .split(|word| matches!(word.as_str(), "|" | "||" | "&&"))
+            .map(|words| {
+                let before = |word: &&String| *word == "watch" || word.contains('=');
+                words.iter().skip_while(before).cloned().collect()
+            })
+            .filter(|words: &Vec<String>| words.first().is_some_and(|word| word == "musttls"))
+            .collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_are_taken_as_they_stand() {
+        let mut command = Cli::command();
+        command.build();
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
+            assert_examples(sub, sub.get_name());
         }
     }
 

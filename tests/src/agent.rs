@@ -177,9 +177,10 @@ impl Home {
     fn with_options<'a>(&self, command: &'a mut Command, args: &[&str]) -> &'a mut Command {
         command.args(args);
         match args.first() {
-            Some(&("run" | "except" | "clients" | "simulate" | "learn" | "history")) => {
-                command.arg("--config").arg(self.config())
-            }
+            Some(
+                &("run" | "except" | "clients" | "simulate" | "learn" | "history" | "events"
+                | "why"),
+            ) => command.arg("--config").arg(self.config()),
             Some(&("status" | "reload" | "kill-plaintext")) => {
                 command.arg("--socket").arg(self.control())
             }

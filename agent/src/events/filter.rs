@@ -1,5 +1,7 @@
 //! Which records are wanted.
 
+use std::net::IpAddr;
+
 use clap::ValueEnum;
 use ipnet::IpNet;
 use jiff::{Timestamp, ToSpan as _};
@@ -121,12 +123,11 @@ pub fn until(text: &str) -> Result<Since, String> {
 
 /// Reads a network, or an address as the network of it alone.
 pub fn network(text: &str) -> Result<IpNet, String> {
-    let network = text
-        .parse::<std::net::IpAddr>()
-        .map(|address| IpNet::from(address.to_canonical()))
-        .or_else(|_| text.parse::<IpNet>());
-    network.map_err(|_| {
-        "write an address or a network: 10.3.0.7, 10.3.0.0/16, 2001:db8::/32".to_owned()
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address.to_canonical()));
+    }
+    text.parse::<IpNet>().map_err(|error| {
+        format!("{error}; write an address or a network: 10.3.0.7, 10.3.0.0/16, 2001:db8::/32")
     })
 }
 

@@ -68,7 +68,7 @@ pub fn find(audit: &Path, wanted: &Event) -> Result<Option<Vec<u8>>> {
         )
     };
     let parts = trail::parts(audit).with_context(reading)?;
-    let all = parts.iter().map(|part| part.length()).sum();
+    let all = parts.iter().map(trail::Part::length).sum();
     let mut progress = Progress::new("looking for the record");
     let mut done = 0;
     let mut found = None;
@@ -186,45 +186,40 @@ fn session(seen: &Seen<'_>) -> String {
         Class::Tls | Class::TlsFailed => "TLS session",
         Class::Unix => "session over a Unix socket",
     };
-    let mut text = kind.to_owned();
+    let mut parts = vec![kind.to_owned()];
     if seen.class != Class::Unix {
-        text.push_str(" from ");
-        text.push_str(&row::client(seen));
+        parts.push(format!("from {}", row::client(seen)));
     }
-    if let Some(user) = &seen.user {
-        text.push_str(" as user ");
-        text.push_str(user);
-    }
-    if let Some(program) = &seen.program {
-        text.push_str(" by ");
-        text.push_str(program);
-    }
-    text.push_str(" to server ");
-    text.push_str(&seen.server);
-    if seen.port != 0 {
-        text.push_str(&format!(", port {}", seen.port));
-    }
-    text
+    parts.extend(seen.user.as_ref().map(|user| format!("as user {user}")));
+    let program = seen.program.as_ref();
+    parts.extend(program.map(|program| format!("by {program}")));
+    parts.push(match seen.port {
+        0 => format!("to server {}", seen.server),
+        port => format!("to server {}, port {port}", seen.server),
+    });
+    parts.join(" ")
 }
 
 fn then(seen: &Seen<'_>) -> Then {
     let owned = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
-    let mut why = decided(seen);
-    if let Some(refusal) = &seen.refusal {
-        why.push_str(&match refusal.err_after_us {
-            Some(us) => format!("; its client was told after {}", row::duration(us)),
-            None => "; its client was not told".to_owned(),
-        });
-        if let Some(outcome) = &refusal.outcome {
-            why.push_str(&format!(", and {} ({outcome})", words::ending(outcome)));
+    let refusal = seen.refusal.as_ref().map(|refusal| {
+        let told = refusal.err_after_us.map_or_else(
+            || "its client was not told".to_owned(),
+            |us| format!("its client was told after {}", row::duration(us)),
+        );
+        match &refusal.outcome {
+            Some(word) => format!("{told}, and {} ({word})", words::ending(word)),
+            None => told,
         }
-    }
-    let version = seen.policy.version.as_deref().unwrap_or("?");
-    let policy = seen.policy.name.as_deref().unwrap_or("a policy");
-    let mode = seen.mode.as_deref().unwrap_or("?");
-    why.push_str(&format!(
-        "; by version {version} of {policy}, in {mode} mode"
-    ));
+    });
+    let policy = format!(
+        "by version {} of {}, in {} mode",
+        seen.policy.version.as_deref().unwrap_or("?"),
+        seen.policy.name.as_deref().unwrap_or("a policy"),
+        seen.mode.as_deref().unwrap_or("?")
+    );
+    let parts = [Some(decided(seen)), refusal, Some(policy)];
+    let why = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
     Then {
         verdict: seen.passed.verdict(),
         reason: owned(&seen.reason),

@@ -45,12 +45,12 @@ fn config() -> Config {
         .config
 }
 
-fn args(line: &str) -> Box<WhyArgs> {
+fn args(line: &str) -> WhyArgs {
     let words = ["musttls", "why"].into_iter().chain(line.split(' '));
     let Command::Why(args) = Cli::try_parse_from(words).unwrap().command else {
         panic!()
     };
-    args
+    *args
 }
 
 fn answer(line: &str) -> Answer {
