@@ -71,6 +71,7 @@ const FULL: &[&str] = &[
     "refusal",
     "reload",
     "suites",
+    "why",
     "x",
 ];
 
