@@ -432,3 +432,26 @@ fn the_keys_of_json_are_those_of_the_page() {
     // Every page is of a command that was asked.
     assert_eq!(pages.len(), 10);
 }
+
+#[test]
+fn a_key_that_is_missing_on_either_side_is_found() {
+    let printed: Value = serde_json::from_str(
+        "{\"a\": [{\"b\": 1, \"c\": {\"x\": 1}}, {\"b\": 2, \"c\": {}}], \"d\": null, \"e\": []}",
+    )
+    .unwrap();
+    let mut found = Vec::new();
+    places(&printed, &[], &mut found);
+    let unknown = |keys: &[&str]| {
+        let documented: Vec<_> = keys.iter().map(|key| steps(key)).collect();
+        let places = found
+            .iter()
+            .filter(|place| !is_documented(place, &documented));
+        places.map(|place| place.join(".")).collect::<Vec<_>>()
+    };
+    assert_eq!(unknown(&["a[].b", "a[].c.*", "d.f", "e[].g"]), [""; 0]);
+    assert_eq!(unknown(&["a[].b", "a[].c.y", "d"]), ["a.[].c.x", "e"]);
+    assert!(has(&printed, &steps("a[].b")) && has(&printed, &steps("a[].c.*")));
+    assert!(has(&printed, &steps("d.f")) && has(&printed, &steps("e[].g")));
+    assert!(!has(&printed, &steps("a[].c.x")), "the second has none");
+    assert!(!has(&printed, &steps("g")));
+}

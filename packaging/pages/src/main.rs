@@ -45,13 +45,62 @@ fn write_page(command: &Command, directory: &Path) -> Result<()> {
         .manual("musttls");
     let mut text = Vec::new();
     page.render(&mut text)
-        .and_then(|()| fs::write(&path, text))
+        .and_then(|()| fs::write(&path, with_examples(&String::from_utf8_lossy(&text))))
         .with_context(|| format!("write {}", path.display()))?;
-    for sub in command
-        .get_subcommands()
-        .filter(|sub| sub.get_name() != "help")
-    {
+    for sub in subcommands(command) {
         write_page(sub, directory)?;
     }
     Ok(())
+}
+
+fn subcommands(command: &Command) -> impl Iterator<Item = &Command> {
+    command
+        .get_subcommands()
+        .filter(|sub| sub.get_name() != "help")
+}
+
+/// `page` with what stands behind the help as its examples, line by line: they would be filled and adjusted as a text is.
+fn with_examples(page: &str) -> String {
+    let Some((before, rest)) = page.split_once(".SH EXTRA\n") else {
+        return page.to_owned();
+    };
+    let (extra, after) = match rest.find("\n.SH ") {
+        Some(end) => rest.split_at(end + 1),
+        None => (rest, ""),
+    };
+    // Their own heading is that of the section.
+    let lines = ["Examples:\n", "Example:\n"]
+        .iter()
+        .find_map(|heading| extra.strip_prefix(heading))
+        .unwrap_or(extra);
+    format!("{before}.SH EXAMPLES\n.nf\n{lines}.fi\n{after}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_has_examples_that_keep_their_lines() {
+        fn assert_page(command: &Command) {
+            let mut text = Vec::new();
+            Man::new(command.clone()).render(&mut text).unwrap();
+            let page = with_examples(&String::from_utf8(text).unwrap());
+            let (_, examples) = page.split_once(".SH EXAMPLES\n.nf\n  ").unwrap();
+            assert!(examples.contains("\n.fi\n.SH VERSION\n"), "{page}");
+            assert!(
+                !page.contains("EXTRA") && !examples.contains("Example:"),
+                "{page}"
+            );
+            for sub in subcommands(command) {
+                assert_page(sub);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        for sub in subcommands(&command) {
+            assert_page(sub);
+        }
+        assert_eq!(with_examples(".SH NAME\nx\n"), ".SH NAME\nx\n");
+    }
 }
