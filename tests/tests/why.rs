@@ -394,7 +394,7 @@ fn the_keys_of_json_are_those_of_the_page() {
         .unwrap();
     let number = denied.number("/metadata/sequence").unwrap().to_string();
     let pages = documented();
-    let commands: [(&str, Vec<&str>); 13] = [
+    let commands: [(&str, Vec<&str>); 14] = [
         ("status", vec!["status"]),
         ("scan", vec!["scan"]),
         ("doctor", vec!["doctor"]),
@@ -404,6 +404,7 @@ fn the_keys_of_json_are_those_of_the_page() {
         ("except list, except expiring", vec!["except", "expiring"]),
         ("clients", vec!["clients"]),
         ("simulate", vec!["simulate", "--policy", config]),
+        ("learn", vec!["learn", "--owner", "dba@example.com"]),
         ("history", vec!["history"]),
         ("why", vec!["why", &number]),
         ("why", vec!["why", &app, USER]),
@@ -430,7 +431,7 @@ fn the_keys_of_json_are_those_of_the_page() {
         }
     }
     // Every page is of a command that was asked.
-    assert_eq!(pages.len(), 10);
+    assert_eq!(pages.len(), 11);
 }
 
 #[test]
