@@ -166,6 +166,19 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Write what the history says and what enforcing would change as one HTML page, to look at, print or send on
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report {
+        /// Configuration file with the policy that is held against the history; without it that of the agent
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+        /// Where the history is.
+        #[command(flatten)]
+        past: Past,
+        /// Write it to this file, in place of a former one; without it to standard output, which must be no terminal
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Propose the narrowest exceptions for those whom enforce mode would refuse
     #[command(after_help = LEARN_EXAMPLES)]
     Learn {
@@ -528,6 +541,11 @@ Examples:
   musttls simulate --policy new.toml --since 14d
   musttls simulate --policy new.toml --json | jq '.refused[].client'";
 
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  musttls report --output report.html
+  musttls report --since 14d --policy new.toml --output report.html";
+
 const LEARN_EXAMPLES: &str = "\
 Examples:
   musttls learn --owner dba@example.com
@@ -687,6 +705,7 @@ mod tests {
             "musttls why 10.0.0.1 etl --server a --json --config f.toml",
             "musttls why b00t/5f1c/187 --json",
             "musttls simulate --policy f.toml --since 2026-11-01 --json",
+            "musttls report --policy f.toml --since 14d --output r.html --config f.toml",
             "musttls learn --server a --since 14d --for 60d --owner o --reason r --write f.toml",
             "musttls history --json --config f.toml",
             "musttls history rebuild --config f.toml",

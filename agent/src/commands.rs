@@ -1,6 +1,7 @@
 //! The commands, but for the daemon itself.
 
 mod past;
+mod report;
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::audit::sink::AuditSink;
 use crate::cli::{Command, ConfigCommand, Exit, HistoryCommand};
 use crate::config::{Config, PastDates};
-use crate::console::{complain, print, print_json};
+use crate::console::{complain, print, print_json, print_wrapped};
 use crate::control::{self, Answer, NotRunning};
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
@@ -87,6 +88,11 @@ pub fn run(command: Command) -> Result<Exit> {
             past,
             output,
         } => past::simulate(&policy, &past, output.json),
+        Command::Report {
+            policy,
+            past,
+            output,
+        } => report::run(policy.as_deref(), &past, output.as_deref()),
         Command::Learn {
             of,
             past,
@@ -149,7 +155,7 @@ fn doctor(json: bool) -> Result<Exit> {
     if json {
         print_json(&report)?;
     } else {
-        print(&report.to_string())?;
+        print_wrapped(&report.to_string())?;
     }
     Ok(if report.can_enforce {
         Exit::Ok
@@ -222,7 +228,7 @@ fn status(socket: &Path, json: bool) -> Result<Exit> {
             if json {
                 print_json(&status)?;
             } else {
-                print(&status.to_string())?;
+                print_wrapped(&status.to_string())?;
             }
             Ok(Exit::Ok)
         }

@@ -16,6 +16,66 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Prints data for a person: on a terminal, lines that are too long for it go on below, and no word is cut.
+pub fn print_wrapped(text: &str) -> Result<()> {
+    let size = rustix::termios::tcgetwinsize(io::stdout());
+    match size.map(|size| usize::from(size.ws_col)) {
+        Ok(width) if width >= NARROWEST => print(&wrapped(text, width)),
+        _ => print(text),
+    }
+}
+
+/// The narrowest terminal for which lines are broken: below, they would hold a word or two.
+const NARROWEST: usize = 40;
+
+/// `text` with lines of at most `width` characters, but for longer words. What goes on below stands further in.
+fn wrapped(text: &str, width: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let line = &whole_cells(line);
+        let indent = line.len() - line.trim_start_matches(' ').len();
+        let further = (indent + 4).min(width / 2);
+        let mut used = 0;
+        for (index, word) in line.split_inclusive(' ').enumerate() {
+            let len = word.trim_end_matches(' ').chars().count();
+            if index > 0 && len > 0 && used + len > width {
+                out.truncate(out.trim_end_matches(' ').len());
+                out.push('\n');
+                out.push_str(&" ".repeat(further));
+                used = further;
+            }
+            out.push_str(word);
+            used += word.chars().count();
+        }
+        out.truncate(out.trim_end_matches(' ').len());
+        out.push('\n');
+    }
+    out.replace(JOINT, " ")
+}
+
+/// A space between words of one cell.
+const JOINT: char = '\u{a0}';
+
+/// The row of a table with the words of each cell held together; another line as it is. Columns are two spaces or more apart.
+fn whole_cells(line: &str) -> String {
+    let cells: Vec<&str> = line.split("  ").filter(|cell| !cell.is_empty()).collect();
+    if cells.len() < COLUMNS {
+        return line.to_owned();
+    }
+    let cells = line.split("  ").map(|cell| {
+        let words = cell.trim_start_matches(' ');
+        let (space, _) = cell.split_at(cell.len() - words.len());
+        format!(
+            "{space}{}",
+            words.replace(' ', JOINT.encode_utf8(&mut [0; 2]))
+        )
+    });
+    cells.collect::<Vec<_>>().join("  ")
+}
+
+/// What has so many columns is a table.
+const COLUMNS: usize = 4;
+
 /// Prints data as JSON.
 pub fn print_json(data: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(data).context("encode JSON")?;
@@ -175,4 +235,33 @@ impl Drop for Progress {
 /// Says something to the person at the terminal. There is nowhere to say that this failed.
 pub fn complain(text: &str) {
     drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_are_too_long_go_on_below_between_words() {
+        let text = "  driver: one two three four\nshort\n\n";
+        assert_eq!(
+            wrapped(text, 20),
+            "  driver: one two\n      three four\nshort\n\n"
+        );
+        assert_eq!(
+            wrapped("a-word-that-is-too-long x\n", 10),
+            "a-word-that-is-too-long\n    x\n"
+        );
+        assert_eq!(wrapped("1  22  333\n", 10), "1  22  333\n");
+    }
+
+    #[test]
+    fn cells_of_a_table_are_not_broken() {
+        let text =
+            "  SERVER  USER   TLS  LAST SEEN (UTC)\n  orders  a b c  -    2026-11-23 12:00\n";
+        assert_eq!(
+            wrapped(text, 28),
+            "  SERVER  USER   TLS\n      LAST SEEN (UTC)\n  orders  a b c  -\n      2026-11-23 12:00\n"
+        );
+    }
 }

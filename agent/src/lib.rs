@@ -28,6 +28,7 @@ pub mod mode;
 pub mod older;
 pub mod policy;
 pub mod refusal;
+pub mod report;
 pub mod scan;
 pub mod servers;
 pub mod simulate;

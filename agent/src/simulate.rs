@@ -287,8 +287,13 @@ impl fmt::Display for Simulation {
         if !unused.is_empty() {
             writeln!(f, "\nexceptions that nobody needed: {}", unused.join(", "))?;
         }
-        if refused.is_empty() {
-            writeln!(f, "\nnobody would be refused")?;
+        match (refused.len(), observed.len()) {
+            (0, 0) => writeln!(f, "\nnobody would be refused")?,
+            (0, observed) => writeln!(
+                f,
+                "\nnobody would be refused as long as their servers are in observe mode; in enforce mode {observed} would"
+            )?,
+            _ => {}
         }
         Ok(())
     }

@@ -178,8 +178,8 @@ impl Home {
         command.args(args);
         match args.first() {
             Some(
-                &("run" | "except" | "clients" | "simulate" | "learn" | "history" | "events"
-                | "why"),
+                &("run" | "except" | "clients" | "simulate" | "report" | "learn" | "history"
+                | "events" | "why"),
             ) => command.arg("--config").arg(self.config()),
             Some(&("status" | "reload" | "kill-plaintext")) => {
                 command.arg("--socket").arg(self.control())

@@ -8,15 +8,18 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::netns::{Host, Net};
+use musttls_tests::place::agent_binary;
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, Product, Server, USER};
 use musttls_tests::site::Site;
+use musttls_tests::terminal::Terminal;
 use musttls_tests::wait::{self, PATIENCE};
 use musttls_tests::wire::LoginPacket;
 use rustix::process::Signal;
@@ -367,6 +370,7 @@ fn names_that_disturb_a_terminal_are_shown_safely() {
             agent.home().config().to_str().unwrap(),
         ],
         &["learn", "--owner", OWNER],
+        &["report"],
     ] {
         let output = agent.musttls(args).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -381,6 +385,53 @@ fn names_that_disturb_a_terminal_are_shown_safely() {
     assert!(
         text.contains("# Not proposed") && !text.contains("\n[[exception]]"),
         "{text}"
+    );
+}
+
+#[test]
+fn a_report_is_a_page_in_a_file_and_no_text_for_a_terminal() {
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(OBSERVE).unwrap();
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    let markup = site.server.at(site.net.app.db_v4());
+    let (mut raw, _) = Raw::greeted(&site.net.app, markup).unwrap();
+    raw.send(&LoginPacket::new("<script>alert('1')</script>").packet_41())
+        .unwrap();
+    await_clients(&agent, 2, plaintext);
+
+    let file = agent.home().file("report.html");
+    let write = [
+        "report",
+        "--since",
+        "1h",
+        "--output",
+        file.to_str().unwrap(),
+    ];
+    let (text, said, code) = musttls(&agent, &write);
+    assert_eq!((text.as_str(), code), ("", Some(0)), "{said}");
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
+    let page = fs::read_to_string(&file).unwrap();
+    assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;"));
+    assert!(!page.contains("<script"));
+    assert!(
+        page.contains("<h1>0 % of the sessions over TCP used TLS</h1>")
+            && page.contains("2 clients</b> would be refused if every server were in enforce mode"),
+        "{page}"
+    );
+    // An agent runs with this policy.
+    assert!(page.contains(", version 1, in force"), "{page}");
+    let (text, _, _) = musttls(&agent, &["report", "--since", "1h"]);
+    assert!(text.starts_with("<!DOCTYPE html>") && text.ends_with("</html>\n"));
+
+    let (binary, config) = (agent_binary().unwrap(), agent.home().config());
+    let words = [&binary, Path::new("report"), Path::new("--config"), &config];
+    let mut terminal = Terminal::run(&words, (80, 24)).unwrap();
+    let status = terminal.await_end(PATIENCE).unwrap();
+    assert_eq!(status.code(), Some(2));
+    let said = terminal.screen().unwrap().text();
+    assert!(
+        said.contains("which a terminal does not show") && !said.contains('<'),
+        "{said}"
     );
 }
 

@@ -140,7 +140,7 @@ pub struct UnixPeer<'s> {
 }
 
 /// What was done about a session. Numbers are append-only: they stand in the history's index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Outcome {
     /// It is secure.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cli::{Exit, Of, Past, Terms};
 use crate::clients::Inventory;
 use crate::config::{Config, PastDates};
-use crate::console::{Progress, complain, print, stream_json};
+use crate::console::{Progress, complain, print, print_wrapped, stream_json};
 use crate::error::{self, Failed};
 use crate::history::{self, Client, Filter, History, State};
 use crate::learn::{self, Lesson};
@@ -21,12 +21,12 @@ use crate::{clock, simulate as simulation, span};
 const FILE_MODE: u32 = 0o640;
 
 /// The configuration of the agent. What has ended in it is the agent's affair.
-fn load(path: &Path) -> Result<Config> {
+pub(super) fn load(path: &Path) -> Result<Config> {
     let loaded = Config::load(path, clock::wall(), PastDates::Warn)?;
     Ok(loaded.config)
 }
 
-fn open(config: &Config) -> Result<History> {
+pub(super) fn open(config: &Config) -> Result<History> {
     let mut progress = Progress::new("reading the audit file");
     history::for_command(
         config,
@@ -59,7 +59,7 @@ pub(super) fn clients(plaintext: bool, of: Of, past: &Past, json: bool) -> Resul
     if json {
         stream_json(&inventory)?;
     } else {
-        print(&inventory.to_string())?;
+        print_wrapped(&inventory.to_string())?;
     }
     Ok(Exit::Ok)
 }
@@ -105,7 +105,7 @@ fn judge(config: &Config, policy: &Path, past: &Past, json: bool) -> Result<Exit
     if json {
         stream_json(&simulated)?;
     } else {
-        print(&simulated.to_string())?;
+        print_wrapped(&simulated.to_string())?;
     }
     Ok(if simulated.refused.is_empty() {
         Exit::Ok
@@ -215,7 +215,7 @@ fn show(config: &Config, mut history: History, json: bool) -> Result<Exit> {
     if json {
         stream_json(&shown)?;
     } else {
-        print(&text(&shown))?;
+        print_wrapped(&text(&shown))?;
     }
     Ok(Exit::Ok)
 }

@@ -6,6 +6,7 @@
 //! | `text` | names, each once |
 //! | `file` | how far each file has been read |
 //! | `hole` | what is missing |
+//! | `hour` | sessions by hour (`hours`) |
 //! | `state` | counts, and the number of the newest record |
 //!
 //! WAL mode: readers do not wait for the daemon nor it for them; a commit survives the end of the process, and after a loss of power
@@ -27,7 +28,8 @@ use rusqlite::{
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-use super::{Class, Client, Filter, Hole, State};
+use super::hours::{self, Hours};
+use super::{Class, Client, Filter, Hole, State, Tally};
 use crate::audit::record::Outcome;
 use crate::error::Failed;
 use crate::login::printable;
@@ -35,7 +37,7 @@ use crate::trail::record::{self, Content, Line, Seen};
 use crate::trail::{Part, whole_lines};
 
 /// Grows when the tables change: an index of another number is made anew.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// "must": says in the file whose it is.
 const APPLICATION: i64 = 0x6d75_7374;
 /// Rights of the file: who connects how is nobody's but root's.
@@ -70,7 +72,7 @@ const TABLES: &str = "
 /// The index is no database any more, or of no use.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Damage(&'static str);
+pub(super) struct Damage(pub(super) &'static str);
 
 impl Damage {
     /// Whether `error` is about a damaged file.
@@ -172,6 +174,7 @@ impl Index {
             (APPLICATION, VERSION) => {}
             (0, 0) if objects == 0 => {
                 tx.execute_batch(TABLES)?;
+                tx.execute_batch(hours::TABLE)?;
                 tx.execute_batch(&format!(
                     "PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
                 ))?;
@@ -296,6 +299,7 @@ impl Index {
         let newest: i64 = get(&tx, "newest")?;
         let oldest = newest.min(now_s).saturating_sub(keep_s);
         let mut gone = tx.execute("DELETE FROM client WHERE last < ?1", [oldest])?;
+        hours::prune(&tx, oldest, newest.min(now_s))?;
         let count = |tx: &Transaction<'_>| {
             tx.query_row("SELECT count(*) FROM client", [], |row| {
                 row.get::<_, i64>(0)
@@ -389,6 +393,11 @@ impl Index {
             found.push(client(row, &texts)?);
         }
         Ok(found)
+    }
+
+    /// Sessions by hour, from that of `since_s` on.
+    pub(super) fn tallies(&self, since_s: Option<i64>) -> Result<Vec<Tally>> {
+        hours::read(&self.db, since_s)
     }
 
     fn texts(&self) -> Result<HashMap<i64, Arc<str>>> {
@@ -507,6 +516,7 @@ struct Batch<'t> {
     tx: &'t Transaction<'t>,
     texts: Texts<'t>,
     clients: HashMap<Key, Met>,
+    hours: Hours,
     now_s: i64,
     sessions: i64,
     garbage: i64,
@@ -578,6 +588,7 @@ impl<'t> Batch<'t> {
         Ok(Self {
             texts: Texts::new(tx)?,
             clients: HashMap::new(),
+            hours: Hours::default(),
             now_s,
             sessions: 0,
             garbage: 0,
@@ -688,6 +699,7 @@ impl<'t> Batch<'t> {
         }
         met.sessions += 1;
         met.refused += i64::from(seen.passed == Outcome::Denied);
+        self.hours.count(at_s, seen);
         self.newest_s = self.newest_s.max(at_s);
         self.sessions += 1;
         Ok(())
@@ -695,6 +707,7 @@ impl<'t> Batch<'t> {
 
     fn store(self) -> Result<()> {
         let tx = self.tx;
+        self.hours.store(tx)?;
         let mut clients: Vec<(Key, Met)> = self.clients.into_iter().collect();
         clients.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         let mut known = tx.prepare(
@@ -845,7 +858,7 @@ fn put(db: &Connection, key: &str, value: impl rusqlite::ToSql) -> Result<()> {
     Ok(())
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 

@@ -3,13 +3,15 @@
 //! | file | content |
 //! |---|---|
 //! | `mod` | what is known of a client; reading the audit file into the index, to its end |
-//! | `index` | the database: the only code that names `SQLite` |
+//! | `index` | the database: with `hours` the only code that names `SQLite` |
+//! | `hours` | its table of sessions by hour |
 //! | [`follow`] | the daemon's thread that keeps it up to date |
 //!
 //! Invariant: the audit file is the truth, the index can be made anew from it. How far a file has been read stands in the same
 //! transaction as what was read, so each line counts once, whoever reads it and however it ends (ADR 0018).
 
 pub mod follow;
+mod hours;
 mod index;
 
 use std::net::IpAddr;
@@ -32,6 +34,8 @@ pub const REPLICA: &str = "replica";
 /// Most bytes that are read in one transaction. In steady state it is as much as was written since the last look; a backlog is read
 /// the faster the more lines share a page of the index.
 const CHUNK: usize = 8 << 20;
+/// An hour, in seconds.
+pub const HOUR_S: i64 = 3600;
 /// How often what is too old is taken out, in seconds.
 const PRUNE_EVERY_S: i64 = 3600;
 
@@ -151,6 +155,21 @@ impl Client {
             rule: None,
         }
     }
+}
+
+/// Sessions of an hour of which the same was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// When the hour begins, in seconds of Unix time.
+    pub begin_s: i64,
+    /// What kind of session.
+    pub class: Class,
+    /// What was done about them.
+    pub passed: Outcome,
+    /// `ProtocolVersion` of TLS; 0 if unknown or none.
+    pub tls: u16,
+    /// How many.
+    pub sessions: u64,
 }
 
 /// Which clients are wanted.
@@ -335,15 +354,25 @@ impl History {
 
     /// Every client that is `wanted`, those in the clear first.
     pub fn clients(&mut self, wanted: &Filter) -> Result<Vec<Client>> {
-        match self.index.clients_of(wanted) {
+        self.ask(|index| index.clients_of(wanted))
+    }
+
+    /// Sessions by hour, from the hour of `since_s` on.
+    pub fn tallies(&mut self, since_s: Option<i64>) -> Result<Vec<Tally>> {
+        self.ask(|index| index.tallies(since_s))
+    }
+
+    /// Asks the index, which is made anew if it turns out to be damaged.
+    fn ask<T>(&mut self, question: impl Fn(&Index) -> Result<T>) -> Result<T> {
+        match question(&self.index) {
             Err(error) if Damage::is_in(&error) => {
                 let why = format!("{error:#}");
                 self.index = self.index.anew(&why)?;
                 self.rebuilt = Some(why);
                 self.read_on(clock::wall(), &mut |_, _| true)?;
-                self.index.clients_of(wanted)
+                question(&self.index)
             }
-            clients => clients,
+            answer => answer,
         }
     }
 

@@ -739,3 +739,67 @@ fn a_client_takes_less_than_200_bytes() {
     let each = size / u64::from(count);
     assert!(each <= 200, "{each} bytes");
 }
+
+#[test]
+fn sessions_are_counted_by_hour() {
+    let mut place = Place::new();
+    // An hour before now, and half an hour before.
+    place.record(|record| set(record, "/unmapped/verdict", json!("denied")));
+    place.record(|_| {});
+    for (version, minutes) in [("1.3", 30), ("1.3", 31), ("1.2", 31), ("0x9999", 31)] {
+        let at = now().as_millisecond() - minutes * 60_000;
+        place.record(|record| {
+            set(record, "/time", json!(at));
+            set(record, "/unmapped/transport", json!("tls"));
+            set(record, "/unmapped/verdict", json!("allowed"));
+            record["unmapped"]["tls"] = json!({"version": version, "cipher": "x"});
+        });
+    }
+    let mut history = place.read();
+    let tally = |class, passed, tls, sessions| Tally {
+        begin_s: now().as_second() - HOUR_S,
+        class,
+        passed,
+        tls,
+        sessions,
+    };
+    let expected = [
+        tally(Class::Plaintext, Outcome::Observed, 0, 1),
+        tally(Class::Plaintext, Outcome::Denied, 0, 1),
+        // A version that a client made up is none.
+        tally(Class::Tls, Outcome::Allowed, 0, 1),
+        tally(Class::Tls, Outcome::Allowed, 0x0303, 1),
+        tally(Class::Tls, Outcome::Allowed, 0x0304, 2),
+    ];
+    assert_eq!(history.tallies(None).unwrap(), expected);
+    let later = now().as_second();
+    assert_eq!(history.tallies(Some(later)).unwrap(), []);
+    // A second time, they are added up.
+    place.record(|_| {});
+    let tallies = place.read().tallies(None).unwrap();
+    assert_eq!((tallies.len(), hours::sum(&tallies)), (5, 7));
+}
+
+#[test]
+fn hours_are_forgotten_with_their_clients_and_are_bounded() {
+    let mut place = Place::new();
+    let day_ms = 24 * 3_600_000;
+    for days in [500, 399, 95, 1] {
+        place.record(|record| {
+            set(
+                record,
+                "/time",
+                json!(now().as_millisecond() - days * day_ms),
+            );
+        });
+    }
+    let days = |place: &Place| -> Vec<i64> {
+        let tallies = place.read().tallies(None).unwrap();
+        let age = |tally: &Tally| (now().as_second() - tally.begin_s) / (24 * HOUR_S);
+        tallies.iter().map(age).collect()
+    };
+    assert_eq!(days(&place), [1]);
+    fs::remove_dir_all(place.path("state")).unwrap();
+    place.config.history.keep = Duration::from_hours(24 * 10_000);
+    assert_eq!(days(&place), [399, 95, 1]);
+}
