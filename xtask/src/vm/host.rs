@@ -82,6 +82,10 @@ const NEVER: &[(&str, &str)] = &[
         "what servers do without the agent: nothing of musttls runs in it",
     ),
     (
+        "rollout",
+        "a page of the documentation: what it shows is tested command by command in mode, except, history and refusal",
+    ),
+    (
         "top",
         "a view of what the agent says: no kernel treats terminals in another way",
     ),
