@@ -177,6 +177,11 @@ impl Socket {
         Ok(sockopt::socket_cookie(&self.0)?)
     }
 
+    /// The cookie of its network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+    pub fn netns_cookie(&self) -> io::Result<u64> {
+        netns_cookie(&self.0)
+    }
+
     /// Its inode number, by which procfs names it.
     pub fn inode(&self) -> io::Result<u64> {
         Ok(rustix::fs::fstat(&self.0)?.st_ino)
@@ -320,6 +325,27 @@ impl Socket {
         } else {
             Err(io::Error::last_os_error())
         }
+    }
+}
+
+/// The cookie of a socket's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of_val(&cookie)).unwrap_or(0);
+    // SAFETY: `cookie` has `len` writable bytes, and `len` is a valid place.
+    let error = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if error == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

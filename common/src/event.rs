@@ -60,7 +60,8 @@ pub struct Event {
     /// Socket cookie of the session; of the listener in [`Kind::Listen`]; the listener's inode number in
     /// [`Kind::Unix`].
     pub cookie: u64,
-    /// Socket cookie of the listener that accepted the session.
+    /// Socket cookie of the listener that accepted the session; in [`Kind::Listen`], cookie of the listener's network namespace, 0 if
+    /// it is not known.
     pub listener_cookie: u64,
     /// Who talks to whom.
     pub endpoints: Endpoints,

@@ -55,4 +55,4 @@ mod pod;
 /// It grows with each change of a `repr(C)` type, of a map or of a number in [`verdict`],
 /// [`counter`] or [`event`], and stands in each record, so that one side refuses the other's
 /// records instead of misreading them.
-pub const ABI_VERSION: u16 = 7;
+pub const ABI_VERSION: u16 = 8;

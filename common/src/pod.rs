@@ -3,7 +3,7 @@
 use crate::counter::{COUNTERS, Mark};
 use crate::event::{Event, UnixPeer};
 use crate::policy::{PolicyRoot, RuleSet, RuleTimes, ServerPolicy, SlotAddress, SlotUser, UserKey};
-use crate::session::{Listener, SocketRecord};
+use crate::session::{Listener, Place, SocketRecord};
 
 /// A `repr(C)` type whose fields have no padding between them and no invalid bit pattern.
 macro_rules! pod {
@@ -17,8 +17,9 @@ macro_rules! pod {
 
 pod! {
     Event = 8 + 8 + 8 + 40 + 4 + 4 + 2 + 2 + 2 + 2 + 4 + 6 + 2 + 20 + 2 + 2 + 4,
-    Listener = 2 + 1 + 1 + 4,
+    Listener = 2 + 1 + 1 + 1 + 3,
     Mark = 8 + 8 * COUNTERS,
+    Place = 8 + 16 + 4 + 4,
     PolicyRoot = 128 + 4 + 2 + 1 + 1 + 2 + 6,
     RuleSet = 128,
     RuleTimes = 8 + 8,

@@ -43,7 +43,7 @@ impl ListenerClass {
     }
 }
 
-/// What the agent knows of a listener: value of the `LISTENERS` and `PORTS` maps.
+/// What the agent knows of a listener: value of the `LISTENERS` and `PLACES` maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Listener {
@@ -53,8 +53,29 @@ pub struct Listener {
     pub class: u8,
     /// 1 when the gate has learned it from a greeting; 0 when the agent has said it.
     pub learned: u8,
+    /// Of a place in any network namespace: 0 when it is covered in those only that have an entry of their own.
+    pub here: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 4],
+    pub _pad: [u8; 3],
+}
+
+/// Where a listener listens: key of the `PLACES` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Place {
+    /// Cookie of its network namespace (`SO_NETNS_COOKIE`), or [`Self::ANY_NAMESPACE`].
+    pub netns: u64,
+    /// The address that it is bound to, IPv4 as IPv4-mapped.
+    pub addr: [u8; 16],
+    /// Its port, host byte order.
+    pub port: u32,
+    #[doc(hidden)]
+    pub _pad: u32,
+}
+
+impl Place {
+    /// In place of a cookie: whatever the namespace, or one that is not known. The kernel gives none this number.
+    pub const ANY_NAMESPACE: u64 = 0;
 }
 
 impl Listener {
@@ -66,7 +87,8 @@ impl Listener {
             server,
             class: class as u8,
             learned: 0,
-            _pad: [0; 4],
+            here: 1,
+            _pad: [0; 3],
         }
     }
 
@@ -156,11 +178,12 @@ pub struct Endpoints {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {
-    /// Socket cookie (`SO_COOKIE`) of the session.
+    /// Socket cookie (`SO_COOKIE`) of the session. Of a listener: the cookie of its network namespace; 0 if it is not known, or does
+    /// not matter.
     pub cookie: u64,
     /// Socket cookie of the listener.
     pub listener_cookie: u64,
-    /// Who talks to whom.
+    /// Who talks to whom; of a listener, where it listens.
     pub endpoints: Endpoints,
     /// The walk over exceptions on egress, which has no scratch record.
     pub walk: Walk,
@@ -249,6 +272,26 @@ impl SocketRecord {
             Self::OLDER => Phase::Older,
             _ => Phase::Denied,
         }
+    }
+
+    /// Where the listener listens whose record it is, or was until now. That of one which the agent has told by its descriptor is at no
+    /// place.
+    #[must_use]
+    #[inline(always)]
+    pub const fn place(&self) -> Place {
+        Place {
+            netns: self.cookie,
+            addr: self.endpoints.server_addr,
+            port: self.endpoints.server_port as u32,
+            _pad: 0,
+        }
+    }
+
+    /// Whether the agent has named the listener by its cookie.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_named(&self) -> bool {
+        self.class != ListenerClass::Pending as u8 && self.learned == 0
     }
 
     /// Where in the stream behind the headers the first byte has passed without a judgement of its own.

@@ -140,11 +140,12 @@ pub(crate) fn event(event: &Event, ring: Ring) {
     output(ring, ptr::from_ref(event).cast(), size_of::<Event>() as u64);
 }
 
-/// Asks the agent whose a listener is.
+/// Asks the agent whose a listener is. `endpoints` are the listener's, or those of a session of it.
 #[inline(always)]
-pub(crate) fn listener(cookie: u64, endpoints: Endpoints) {
+pub(crate) fn listener(cookie: u64, netns: u64, endpoints: Endpoints) {
     let listens = Event {
         cookie,
+        listener_cookie: netns,
         endpoints,
         kind: Kind::Listen as u8,
         abi: musttls_common::ABI_VERSION,

@@ -20,9 +20,10 @@ use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 use crate::emit::Ring;
 use crate::maps::{
     INGRESS, INGRESS_LOGIN, INGRESS_OLDER, INGRESS_PROXY, INGRESS_THIRD_ACK, INGRESS_X, LISTENERS,
-    PORTS, SCRATCH, SOCKETS, Scratch,
+    SCRATCH, SOCKETS, Scratch,
 };
 use crate::packet::{self, Unreadable};
+use crate::place::{self, Cover};
 use crate::policy::{self, Policy};
 use crate::{early, emit, floor, go_on, session, sock};
 
@@ -83,51 +84,44 @@ fn apart(ctx: &SkBuffContext, record: &SocketRecord) -> Action {
     denied(ctx)
 }
 
-/// A listener without a record: one that may not be touched has its port in [`PORTS`].
+/// A listener without a record: none of a server's, or one of which nobody has told. That is from before the gate, or its `listen(2)`
+/// has not come to its end: the kernel makes the callback for it (`session::listens`) when connections may come already
+/// (`inet_listen`), and a session that were established before that would have no record, ever. So the first packet for a
+/// listener gives it one, too.
 #[inline(always)]
 fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock) -> Action {
-    // SAFETY: `sk` is not null, and the verifier checks the read.
-    let port = unsafe { (*sk).src_port };
-    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
-    let Some(known) = (unsafe { PORTS.get(port) }) else {
-        return unknown_listener(ctx, sk, port);
-    };
-    let Some(record) = SOCKETS.get_or_create(sk.cast()) else {
-        emit::count_hold(Hold::NoRecord);
-        return Verdict::Hold(Hold::NoRecord).action(policy::mode(known.server));
-    };
-    // SAFETY: the helper takes the context of a `cgroup_skb` program; the packet's socket is the listener.
-    record.listener_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    record.abi = musttls_common::ABI_VERSION;
-    listener(ctx, sk, record)
-}
-
-/// A listener of which nobody has told: one from before the gate, or one whose `listen(2)` has not come to its end. The kernel
-/// makes the callback for it (`session::listens`) when connections may come already (`inet_listen`), and a session that
-/// were established before that would have no record, ever. So the first packet for a listener gives it one, too.
-#[inline(always)]
-fn unknown_listener(
-    ctx: &SkBuffContext,
-    sk: *mut aya_ebpf::bindings::bpf_sock,
-    port: u32,
-) -> Action {
+    let place = place::of_packet(ctx, sk);
     // SAFETY: the helper takes the context of a `cgroup_skb` program; the packet's socket is the listener.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
-    if let Some(named) = unsafe { LISTENERS.get(cookie) }
-        && named.class == ListenerClass::Other as u8
-        && named.learned == 0
-    {
-        return Action::Pass;
-    }
+    let mode = match place::cover(place) {
+        Cover::No if is_nobodys(cookie) => return Action::Pass,
+        Cover::No | Cover::ByNamespace => None,
+        Cover::By(known) => Some(policy::mode(known.server)),
+    };
     let Some(record) = SOCKETS.get_or_create(sk.cast()) else {
-        emit::count_global(Global::ListenerFull);
-        return Action::Pass;
+        return match mode {
+            Some(mode) => held(Hold::NoRecord, mode),
+            None => {
+                emit::count_global(Global::ListenerFull);
+                Action::Pass
+            }
+        };
     };
     record.listener_cookie = cookie;
     record.abi = musttls_common::ABI_VERSION;
-    record.endpoints.server = policy::server_of(port as u16);
+    record.cookie = place.netns;
+    record.endpoints.server_addr = place.addr;
+    record.endpoints.server_port = place.port as u16;
+    record.endpoints.server = policy::server_of(place.port as u16);
     listener(ctx, sk, record)
+}
+
+/// Whether the agent has found that a listener is no server's.
+#[inline(always)]
+fn is_nobodys(cookie: u64) -> bool {
+    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
+    let named = unsafe { LISTENERS.get(cookie) };
+    named.is_some_and(|named| named.class == ListenerClass::Other as u8 && named.learned == 0)
 }
 
 /// How long the agent may take to name a listener before it is asked again, in seconds.
@@ -143,25 +137,34 @@ fn ask(record: &mut SocketRecord, port: u32) {
         return;
     }
     record.client_base = now;
+    // Its place is covered in another namespace than its own, and it has a name.
+    if is_nobodys(record.listener_cookie) {
+        return;
+    }
     let endpoints = Endpoints {
+        server_addr: record.endpoints.server_addr,
         server_port: port as u16,
         ..Endpoints::default()
     };
-    emit::listener(record.listener_cookie, endpoints);
+    emit::listener(record.listener_cookie, record.cookie, endpoints);
 }
 
-/// What a listener is: by its port if that is covered, which may have changed since the last packet; else by its record.
+/// What a listener is: what the agent has named it; else by its place, if that is covered; else what its greeting has told. A class that
+/// comes from a place is not kept, and goes with its entry.
 #[inline(always)]
-fn class_of(sk: *mut aya_ebpf::bindings::bpf_sock, record: &mut SocketRecord) -> ListenerClass {
-    // SAFETY: `sk` is not null, and the verifier checks the read.
-    let port = unsafe { (*sk).src_port };
-    // SAFETY: entries are replaced as a whole, and a value of mixed age is still a valid listener.
-    if let Some(known) = unsafe { PORTS.get(port) } {
-        record.endpoints.server = known.server;
-        record.class = known.class;
-        record.learned = 0;
+fn class_of(record: &mut SocketRecord) -> ListenerClass {
+    if record.is_named() {
+        return ListenerClass::from_u8(record.class);
     }
-    session::resolve(record)
+    match place::cover(record.place()) {
+        Cover::By(known) => {
+            record.endpoints.server = known.server;
+            ListenerClass::from_u8(known.class)
+        }
+        // It is told when a session is established (`session::accepted_as`).
+        Cover::ByNamespace => ListenerClass::Pending,
+        Cover::No => session::resolve(record),
+    }
 }
 
 /// A packet for a listening socket: SYN, or the third ACK of the handshake. Payload is delivered before the session
@@ -177,7 +180,7 @@ fn listener(
         // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
         unsafe { (*scratch).early.forget() };
     }
-    let class = class_of(sk, record);
+    let class = class_of(record);
     if class == ListenerClass::Other {
         // From here on its sessions cost nothing.
         SOCKETS.delete(sk.cast());
@@ -224,7 +227,7 @@ fn listener(
 /// A connected socket whose record is still its listener's: `sock_ops` did not run for it.
 #[inline(always)]
 fn without_session(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
-    match ListenerClass::from_u8(record.class) {
+    match class_of(record) {
         ListenerClass::Classic | ListenerClass::X => {
             held(Hold::NoRecord, policy::mode(record.endpoints.server))
         }

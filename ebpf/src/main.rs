@@ -38,6 +38,7 @@ mod ingress;
 mod maps;
 mod older;
 mod packet;
+mod place;
 mod policy;
 mod proxy;
 mod session;

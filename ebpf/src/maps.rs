@@ -15,7 +15,7 @@ use musttls_common::policy::{
     RuleSet, RuleTimes, ServerPolicy, SlotAddress, SlotUser, Walk,
 };
 use musttls_common::proxy::{HeaderReader, WINDOW};
-use musttls_common::session::{Listener, SocketRecord};
+use musttls_common::session::{Listener, Place, SocketRecord};
 
 use crate::early::Early;
 
@@ -144,11 +144,13 @@ pub(crate) const EGRESS_SERVER_HELLO: u32 = 2;
 #[btf_map]
 pub(crate) static LISTENERS: LruHashMap<u64, Listener, 4096> = LruHashMap::new();
 
-/// Ports of servers whose sockets the agent may not touch (`yama.ptrace_scope` 3).
+/// Where servers listen with sockets that the agent has no descriptor of (MPTCP, SMC) or may not touch (`yama.ptrace_scope` 3). Each
+/// place has an entry for any namespace, and others for those whose cookie is known: what is covered there, or that nothing is.
 ///
-/// Writer: agent. Reader: `ingress`, on SYN to a listener without a record. Entry: 16 bytes; 256.
+/// Writer: agent. Readers: `ingress`, `session`, for listeners that are not named by their cookie. Entry: 40 bytes; 512. Full: the
+/// listener stays pending.
 #[btf_map]
-pub(crate) static PORTS: HashMap<u32, Listener, 256> = HashMap::new();
+pub(crate) static PLACES: HashMap<Place, Listener, 512> = HashMap::new();
 
 /// Denied sessions that wait for the agent's refusal, by cookie: the truth of which events are the hint.
 ///

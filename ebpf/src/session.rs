@@ -12,11 +12,12 @@ use aya_ebpf::programs::SockOpsContext;
 use musttls_common::addr::v4_mapped;
 use musttls_common::counter::{Global, Outcome};
 use musttls_common::event::{Event, Kind};
-use musttls_common::session::{Endpoints, Listener, ListenerClass, Phase, SocketRecord};
+use musttls_common::session::{Endpoints, Listener, ListenerClass, Phase, Place, SocketRecord};
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
 use crate::maps::{HELD, LISTENERS, SOCKETS};
+use crate::place::{self, Cover};
 use crate::policy::{self, Policy};
 use crate::{early, emit};
 
@@ -74,8 +75,10 @@ fn listens(ctx: &SockOpsContext) {
     };
     record.listener_cookie = cookie(ctx);
     record.abi = musttls_common::ABI_VERSION;
-    record.endpoints.server = policy::server_of(field!(ctx.ops, local_port) as u16);
-    emit::listener(record.listener_cookie, endpoints(ctx.ops, 0));
+    record.cookie = place::namespace(ctx);
+    let server = policy::server_of(field!(ctx.ops, local_port) as u16);
+    record.endpoints = endpoints(ctx.ops, server);
+    emit::listener(record.listener_cookie, record.cookie, record.endpoints);
 }
 
 /// Takes over what the agent has found out about a listener, into its record or that of a session.
@@ -115,7 +118,11 @@ pub(crate) fn greets(record: &mut SocketRecord, class: ListenerClass) {
     // Not to be overwritten: the agent may have named it meanwhile. It is no error if it has. Else it is told: the
     // socket may have been passed on to a server since it began to listen.
     let _named = LISTENERS.insert(record.listener_cookie, listener, u64::from(BPF_NOEXIST));
-    emit::listener(record.listener_cookie, record.endpoints);
+    emit::listener(
+        record.listener_cookie,
+        Place::ANY_NAMESPACE,
+        record.endpoints,
+    );
 }
 
 /// A connection is established: its record, so far the listener's, becomes that of a session. The
@@ -127,7 +134,7 @@ fn established(ctx: &SockOpsContext) {
     let Some(record) = SOCKETS.get(sk) else {
         return;
     };
-    let class = resolve(record);
+    let class = accepted_as(ctx, record);
     if class == ListenerClass::Other {
         record.phase = Phase::Foreign as u8;
         return;
@@ -156,6 +163,27 @@ fn established(ctx: &SockOpsContext) {
     // The close is wanted for sessions that end without a verdict.
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
         emit::count_global(Global::EndUnwatched);
+    }
+}
+
+/// What the listener of a new session is: by its place, if that is covered; else by its record.
+#[inline(always)]
+fn accepted_as(ctx: &SockOpsContext, record: &mut SocketRecord) -> ListenerClass {
+    if record.is_named() {
+        return ListenerClass::from_u8(record.class);
+    }
+    let mut place = record.place();
+    if place.netns == Place::ANY_NAMESPACE {
+        place.netns = place::namespace(ctx);
+    }
+    match place::cover(place) {
+        Cover::By(known) => {
+            record.endpoints.server = known.server;
+            record.class = known.class;
+            record.learned = 0;
+            ListenerClass::from_u8(known.class)
+        }
+        Cover::No | Cover::ByNamespace => resolve(record),
     }
 }
 
@@ -374,7 +402,7 @@ fn endpoints(ops: *mut bpf_sock_ops, server: u16) -> Endpoints {
 }
 
 #[inline(always)]
-fn ip6(words: [u32; 4]) -> [u8; 16] {
+pub(crate) fn ip6(words: [u32; 4]) -> [u8; 16] {
     let [a, b, c, d] = words.map(u32::to_ne_bytes);
     let [a0, a1, a2, a3] = a;
     let [b0, b1, b2, b3] = b;

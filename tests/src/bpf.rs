@@ -43,6 +43,13 @@ const SLOW_TO_LISTEN: [u8; 64] = [
     0xb7, 0, 0, 0, 1, 0, 0, 0,                // the end: r0 = 1
     0x95, 0, 0, 0, 0, 0, 0, 0,                // exit
 ];
+/// Asks for the network namespace of a socket, and ends.
+#[rustfmt::skip]
+const NAMESPACE: [u8; 24] = [
+    0x85, 0, 0, 0, 122, 0, 0, 0, // call bpf_get_netns_cookie
+    0xb7, 0, 0, 0, 1, 0, 0, 0,   // r0 = 1
+    0x95, 0, 0, 0, 0, 0, 0, 0,   // exit
+];
 /// `r0 = 1; exit`: pass.
 const EMPTY: [u8; 16] = [0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 /// More programs than any machine of a benchmark has.
@@ -104,6 +111,18 @@ impl Runs {
     }
 }
 
+/// Whether `sock_ops` programs may ask the kernel for a socket's network namespace (Linux 5.15).
+pub fn tells_namespaces() -> Result<bool> {
+    match Program::of_sockets(&NAMESPACE, b"namespace") {
+        Ok(_) => Ok(true),
+        // The verifier does not know the helper, or not for such programs.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+            Ok(false)
+        }
+        Err(error) => Err(error).context("load a sock_ops program (bpf(2))"),
+    }
+}
+
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
@@ -129,17 +148,21 @@ impl Program {
     /// Loads a program that makes `listen(2)` slow, between the moment when connections may come and the callback for it that
     /// programs of cgroups further up get.
     pub fn slow_to_listen() -> Result<Self> {
+        Self::of_sockets(&SLOW_TO_LISTEN, b"slow_to_listen")
+            .context("load a sock_ops program (bpf(2))")
+    }
+
+    fn of_sockets(instructions: &[u8], name: &[u8]) -> io::Result<Self> {
         lift_memlock_limit();
         let license = c"GPL";
         let mut attr = Attr::default();
         attr.u32(0, SOCK_OPS)
-            .u32(4, 8)
-            .pointer(8, SLOW_TO_LISTEN.as_ptr())
+            .u32(4, u32::try_from(instructions.len() / 8).unwrap_or(0))
+            .pointer(8, instructions.as_ptr())
             .pointer(16, license.as_ptr())
-            .bytes(48, b"slow_to_listen");
-        // SAFETY: the instructions and the licence are constants; the kernel only reads them.
-        let fd = unsafe { attr.call_for_fd(PROG_LOAD) };
-        fd.map(Self).context("load a sock_ops program (bpf(2))")
+            .bytes(48, name);
+        // SAFETY: the instructions and the licence live until the call is over; the kernel only reads them.
+        unsafe { attr.call_for_fd(PROG_LOAD) }.map(Self)
     }
 
     /// The youngest program called `name`.

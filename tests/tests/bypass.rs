@@ -26,6 +26,8 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::Value;
 
+#[path = "bypass/place.rs"]
+mod place;
 #[path = "bypass/sockmap.rs"]
 mod sockmap;
 

@@ -6,7 +6,7 @@ use super::Daemon;
 use super::events::notify;
 use crate::datapath::UnixProbe;
 use crate::error;
-use crate::servers::{self, ScanError};
+use crate::servers::{self, NewListener, ScanError};
 
 /// When the service manager is told that the agent is ready, covered or not: what waits for it, a server among them, waits no longer,
 /// and the agent is not ended for being late.
@@ -90,9 +90,7 @@ impl Daemon {
         let mut listeners = Vec::new();
         while let Some(record) = self.listens.get_mut().next_record() {
             match record {
-                Ok(record) => {
-                    listeners.push((record.event.cookie, record.event.endpoints.server_port));
-                }
+                Ok(record) => listeners.push(NewListener::from(&record.event)),
                 Err(error) => self.recorder.unreadable(&error),
             }
         }
@@ -107,7 +105,8 @@ impl Daemon {
         // as a server does.
         let all_known = self.scan_errors.is_empty();
         let of_init = servers::ports_of_init();
-        for (cookie, port) in listeners {
+        for new in listeners {
+            let (cookie, port) = (new.cookie, new.port);
             // If it cannot be found out which are the service manager's, any may be.
             let may_be_a_servers = !all_known
                 || of_servers().any(|listener| {
@@ -118,7 +117,7 @@ impl Daemon {
             if may_be_a_servers || known.contains(&cookie) || may_be_passed_on {
                 continue;
             }
-            if let Err(error) = self.tagger.name(cookie, port) {
+            if let Err(error) = self.tagger.name(&new) {
                 tracing::warn!(
                     cookie,
                     error = error::text(&error),

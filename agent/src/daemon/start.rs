@@ -162,7 +162,7 @@ impl Daemon {
         if let Some(error) = self.scan_errors.first() {
             may_look(error, Effective::of_this_process()?)?;
         }
-        self.tagger.forget_ports();
+        self.tagger.forget_places();
         // Not before it is known whose the sessions are that a former gate has held.
         self.refusals = Some(start_refusals(engine, self.refusal_thread.clone())?);
         self.tick();

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
 use musttls_common::counter::{self, COUNTERS, Mark};
 use musttls_common::event::Event;
-use musttls_common::session::{Listener, SocketRecord};
+use musttls_common::session::{Listener, Place, SocketRecord};
 
 use super::Outgoing;
 use crate::clock;
@@ -98,7 +98,8 @@ pub struct Listeners {
     pub(super) sockets: SkStorage<MapData, SocketRecord>,
     pub(super) unix: SkStorage<MapData, u64>,
     pub(super) by_cookie: HashMap<MapData, u64, Listener>,
-    pub(super) by_port: HashMap<MapData, u32, Listener>,
+    pub(super) by_place: HashMap<MapData, Place, Listener>,
+    pub(super) tells_namespaces: bool,
     /// Gates of another ABI that judge beside this one.
     pub(super) outgoing: Vec<Outgoing>,
 }
@@ -161,19 +162,25 @@ impl Listeners {
             .context("write map LISTENERS")
     }
 
-    /// Marks all listeners at a port, in all network namespaces.
-    pub fn tag_port(&mut self, port: u16, listener: Listener) -> Result<()> {
-        self.by_port
-            .insert(u32::from(port), listener, 0)
-            .context("write map PORTS")
+    /// Whether the gate can tell network namespaces.
+    #[must_use]
+    pub const fn tells_namespaces(&self) -> bool {
+        self.tells_namespaces
     }
 
-    /// Takes the ports from the gates of another ABI: those that are covered here are, and the others no longer.
-    pub fn untag_outgoing_ports(&self) -> Result<()> {
+    /// Marks the listener at a place.
+    pub fn tag_place(&mut self, place: Place, listener: Listener) -> Result<()> {
+        self.by_place
+            .insert(place, listener, 0)
+            .context("write map PLACES")
+    }
+
+    /// Takes the places from the gates of another ABI: those that are covered here are, and the others no longer.
+    pub fn untag_outgoing_places(&self) -> Result<()> {
         self.outgoing.iter().try_for_each(|outgoing| {
             outgoing
-                .untag_ports()
-                .with_context(|| format!("take the ports from the gate of ABI {}", outgoing.abi))
+                .untag_places()
+                .with_context(|| format!("take the places from the gate of ABI {}", outgoing.abi))
         })
     }
 
@@ -198,18 +205,15 @@ impl Listeners {
         });
     }
 
-    /// The ports of [`Self::tag_port`].
+    /// The places of [`Self::tag_place`].
     #[must_use]
-    pub fn ports(&self) -> Vec<u16> {
-        let ports = self.by_port.keys().filter_map(Result::ok);
-        ports.filter_map(|port| u16::try_from(port).ok()).collect()
+    pub fn places(&self) -> Vec<Place> {
+        self.by_place.keys().filter_map(Result::ok).collect()
     }
 
-    /// Takes back [`Self::tag_port`].
-    pub fn untag_port(&mut self, port: u16) -> Result<()> {
-        self.by_port
-            .remove(&u32::from(port))
-            .context("write map PORTS")
+    /// Takes back [`Self::tag_place`].
+    pub fn untag_place(&mut self, place: Place) -> Result<()> {
+        self.by_place.remove(&place).context("write map PLACES")
     }
 
     /// Marks a listening Unix socket, by its inode number.

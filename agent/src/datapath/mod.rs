@@ -15,7 +15,8 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, ProgramArray, RingBuf};
-use aya::programs::{CgroupSkb, FEntry, ProgramError, SockOps};
+use aya::programs::{CgroupSkb, FEntry, ProgramError, ProgramType, SockOps};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Btf, Ebpf, EbpfLoader};
 use links::Links;
 use musttls_common::event::{Event, LOGIN_HEAD_LEN, UnixPeer};
@@ -83,6 +84,7 @@ pub struct Datapath {
 pub struct Loaded {
     gate: Ebpf,
     pins: Option<Pins>,
+    tells_namespaces: bool,
 }
 
 impl Loaded {
@@ -91,12 +93,17 @@ impl Loaded {
     /// With `pins` they work on the maps that are pinned there, or pin theirs.
     pub fn new(pins: Option<Pins>) -> Result<Self> {
         lift_memlock_limit();
-        let gate = load(pins.as_ref()).inspect_err(|_| {
+        let namespaces = Namespaces::probe();
+        let gate = load(pins.as_ref(), &namespaces).inspect_err(|_| {
             if let Some(pins) = &pins {
                 pins.give_up();
             }
         })?;
-        Ok(Self { gate, pins })
+        Ok(Self {
+            gate,
+            pins,
+            tells_namespaces: namespaces.in_sock_ops != 0,
+        })
     }
 
     /// The policy tables, to be filled before [`Self::attach`].
@@ -126,7 +133,8 @@ impl Loaded {
                 sockets: take(gate, "SOCKETS")?,
                 unix: take(gate, "UNIX_LISTENERS")?,
                 by_cookie: take(gate, "LISTENERS")?,
-                by_port: take(gate, "PORTS")?,
+                by_place: take(gate, "PLACES")?,
+                tells_namespaces: self.tells_namespaces,
                 outgoing: Outgoing::all()?,
             },
             held: Held(take(gate, "HELD")?),
@@ -146,8 +154,33 @@ impl Loaded {
     }
 }
 
-fn load(pins: Option<&Pins>) -> Result<Ebpf> {
+/// Which programs may ask the kernel for a socket's network namespace: 1 for those that may (`ebpf/src/place.rs`).
+struct Namespaces {
+    in_sock_ops: u8,
+    in_skb: u8,
+}
+
+impl Namespaces {
+    fn probe() -> Self {
+        let has = |program| {
+            let has = is_helper_supported(program, BpfHelper::BPF_FUNC_get_netns_cookie);
+            has.inspect_err(|error| tracing::debug!(%error, "probe bpf_get_netns_cookie"))
+                .unwrap_or(false)
+        };
+        let in_sock_ops = has(ProgramType::SockOps);
+        Self {
+            in_sock_ops: u8::from(in_sock_ops),
+            // Alone it would not do: some listeners are met by `sock_ops` only.
+            in_skb: u8::from(in_sock_ops && has(ProgramType::CgroupSkb)),
+        }
+    }
+}
+
+fn load(pins: Option<&Pins>, namespaces: &Namespaces) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
+    loader
+        .override_global("NAMESPACE_IN_SOCK_OPS", &namespaces.in_sock_ops, true)
+        .override_global("NAMESPACE_IN_SKB", &namespaces.in_skb, true);
     if let Some(pins) = pins {
         for name in pins::LASTING {
             loader.map_pin_path(name, pins.map(name));

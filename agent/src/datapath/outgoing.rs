@@ -26,7 +26,7 @@ pub struct Outgoing {
     pub abi: u32,
     directory: PathBuf,
     sockets: sys::Map,
-    ports: sys::Map,
+    places: sys::Map,
     held: sys::Map,
     counters: Counters,
 }
@@ -55,7 +55,10 @@ impl Outgoing {
         Ok(Self {
             abi,
             sockets: sys::Map::pinned(&map("SOCKETS")).context("open its SOCKETS")?,
-            ports: sys::Map::pinned(&map("PORTS")).context("open its PORTS")?,
+            // Up to ABI 7, places were ports.
+            places: sys::Map::pinned(&map("PLACES"))
+                .or_else(|_| sys::Map::pinned(&map("PORTS")))
+                .context("open its PLACES")?,
             held: sys::Map::pinned(&map("HELD")).context("open its HELD")?,
             counters: Counters(counters),
             directory,
@@ -72,10 +75,10 @@ impl Outgoing {
         self.sockets.contains(&key(socket))
     }
 
-    /// Takes all ports from it, as [`Self::untag`] does a listener.
-    pub(super) fn untag_ports(&self) -> io::Result<()> {
-        while let Ok(key) = self.ports.next_key(None) {
-            self.ports.delete(&key)?;
+    /// Takes all places from it, as [`Self::untag`] does a listener.
+    pub(super) fn untag_places(&self) -> io::Result<()> {
+        while let Ok(key) = self.places.next_key(None) {
+            self.places.delete(&key)?;
         }
         Ok(())
     }

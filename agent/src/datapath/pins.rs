@@ -41,7 +41,7 @@ const MAGIC: u64 = 0xcafe_4a11;
 pub(super) const LASTING: [&str; 10] = [
     "SOCKETS",
     "LISTENERS",
-    "PORTS",
+    "PLACES",
     "HELD",
     "DENIALS",
     "LISTENS",

@@ -9,7 +9,7 @@ use std::path::Path;
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process};
 
-use super::{Listener, OTHER_PROTOCOLS, Protocol, Server, UnixListener, unix_table};
+use super::{Listener, Namespace, OTHER_PROTOCOLS, Protocol, Server, UnixListener, unix_table};
 use crate::socket::{self, Kind};
 
 /// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
@@ -186,6 +186,7 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         inode,
         cookie: None,
         kind,
+        namespace: Namespace::Unknown,
         protocol: protocol(address.port(), &classic_ports, &x_ports),
         uncovered: None,
     };
@@ -222,12 +223,16 @@ fn look_into(process: &Process, program: String) -> Result<Server, procfs::ProcE
         inode,
         fd,
         kind,
+        namespace,
         listens_at,
     } in unlisted
     {
         match (kind, listens_at) {
             (Kind::Tcp | Kind::Mptcp | Kind::Smc, Some(address)) => {
-                listeners.push(listener(address, fd, inode, kind));
+                listeners.push(Listener {
+                    namespace,
+                    ..listener(address, fd, inode, kind)
+                });
             }
             (Kind::Xdp | Kind::Packet | Kind::RawIp, _) => beside_tcp.push((fd, kind)),
             (Kind::Tcp | Kind::Mptcp | Kind::Smc, None) | (Kind::Other, _) => {}
@@ -256,6 +261,7 @@ struct Unlisted {
     inode: u64,
     fd: i32,
     kind: Kind,
+    namespace: Namespace,
     listens_at: Option<SocketAddr>,
 }
 
@@ -279,6 +285,9 @@ fn kinds(
     for listener in listeners {
         if let Some(socket) = duplicate(listener.fd)? {
             listener.kind = socket.kind()?;
+            if listener.kind != Kind::Tcp {
+                listener.namespace = namespace(&socket);
+            }
         }
     }
     let mut found = Vec::new();
@@ -295,10 +304,16 @@ fn kinds(
             inode,
             fd,
             kind,
+            namespace: listens_at.map_or(Namespace::Unknown, |_| namespace(&socket)),
             listens_at,
         });
     }
     Ok(found)
+}
+
+fn namespace(socket: &socket::Socket) -> Namespace {
+    let cookie = socket.netns_cookie();
+    cookie.map_or(Namespace::Unknown, Namespace::Cookie)
 }
 
 /// The device of a user-space network that `path` is, if it is one: of `OpenOnload`, of RDMA (VMA, XLIO), and those by

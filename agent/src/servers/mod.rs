@@ -5,9 +5,10 @@
 //! passed on, a process that has changed its image) is found by the periodic refresh.
 //!
 //! A listener of MPTCP or SMC is to its server another socket than to the kernel's TCP, which has one of its own below
-//! it that no descriptor leads to. So it is covered by its port.
+//! it that no descriptor leads to. So it is covered by its place.
 
 mod discovery;
+mod place;
 mod tag;
 pub mod unix;
 mod unix_table;
@@ -23,7 +24,8 @@ use musttls_common::session::ListenerClass;
 use crate::socket::Kind;
 
 pub use discovery::{Finder, ScanError, find, ports_of_init};
-pub use tag::Tagger;
+pub use place::Namespace;
+pub use tag::{NewListener, Tagger};
 
 /// Ports of listeners of a server process that speak neither protocol of logins, unless a `[[server]]`
 /// names them: group communication (33061), Galera (4567 group, 4568 IST, 4444 SST). Each with the library that speaks it, without
@@ -84,6 +86,8 @@ pub struct Listener {
     pub cookie: Option<u64>,
     /// What it is to the server: TCP, MPTCP or SMC.
     pub kind: Kind,
+    /// Its network namespace. Unknown of one of TCP, where it does not matter.
+    pub namespace: Namespace,
     /// What it speaks.
     pub protocol: Protocol,
     /// Why it is not covered, if so.

@@ -4,13 +4,41 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 use anyhow::Context as _;
+use musttls_common::event::Event;
 use musttls_common::session::{Listener as Tag, ListenerClass};
 
+use super::place::Places;
 use super::{Listener, Server};
 use crate::config::Config;
 use crate::datapath::Listeners;
 use crate::error;
 use crate::socket::{Kind, Process, Socket};
+
+/// A listener that the gate asks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewListener {
+    /// Its cookie.
+    pub cookie: u64,
+    /// The cookie of its network namespace; 0 if that is not known.
+    pub netns: u64,
+    /// The address that it is bound to, IPv4 as IPv4-mapped. None where a session of it has asked.
+    pub address: Option<[u8; 16]>,
+    /// Its port.
+    pub port: u16,
+}
+
+impl From<&Event> for NewListener {
+    fn from(event: &Event) -> Self {
+        let endpoints = &event.endpoints;
+        Self {
+            cookie: event.cookie,
+            netns: event.listener_cookie,
+            // A listener has no client.
+            address: (endpoints.client_port == 0).then_some(endpoints.server_addr),
+            port: endpoints.server_port,
+        }
+    }
+}
 
 /// Tags listeners, and remembers which.
 pub struct Tagger {
@@ -20,28 +48,29 @@ pub struct Tagger {
     /// By inode: the tag, and the socket's cookie.
     tagged: HashMap<u64, (Tag, u64)>,
     unix: HashSet<u64>,
-    /// Ports covered in place of sockets.
-    ports: HashMap<u16, Tag>,
+    /// What is covered in place of sockets.
+    places: Places,
 }
 
 impl Tagger {
     /// A tagger that has tagged nothing yet.
     #[must_use]
     pub fn new(maps: Listeners, unix_probe: bool) -> Self {
+        let places = Places::new(maps.tells_namespaces());
         Self {
             maps,
             unix_probe,
             tagged: HashMap::new(),
             unix: HashSet::new(),
-            ports: HashMap::new(),
+            places,
         }
     }
 
     /// Tags the sockets of `servers` that are not yet, and notes in them what was done.
     pub fn tag(&mut self, servers: &mut [Server], config: &Config) {
         let mut seen = HashSet::new();
-        let mut ports = HashSet::new();
-        for server in servers {
+        let mut by_place = HashMap::new();
+        for server in servers.iter_mut() {
             let process = Process::open(server.pid);
             server.listeners.retain_mut(|listener| {
                 seen.insert(listener.inode);
@@ -52,8 +81,8 @@ impl Tagger {
                 }
                 let tag = Tag::named(index, listener.protocol.class());
                 if listener.kind != Kind::Tcp {
-                    ports.insert(port);
-                    self.by_port(listener, tag);
+                    by_place.insert(listener.inode, None);
+                    self.want(listener, tag);
                     return true;
                 }
                 if let Some(&(known, cookie)) = self.tagged.get(&listener.inode)
@@ -70,8 +99,15 @@ impl Tagger {
                     // It is the server's no longer, and says nothing of its port.
                     Err(error) if is_gone(&error) => return false,
                     Err(error) => {
-                        ports.insert(port);
-                        self.untouched(listener, tag, &error);
+                        listener.namespace = self.places.of_process(server.pid);
+                        if self.want(listener, tag) {
+                            tracing::warn!(
+                                port,
+                                error = format!("{error:#}"),
+                                "the server's socket may not be touched: covered by its place"
+                            );
+                        }
+                        by_place.insert(listener.inode, Some(error));
                     }
                 }
                 true
@@ -94,15 +130,19 @@ impl Tagger {
         }
         self.tagged.retain(|inode, _| seen.contains(inode));
         self.unix.retain(|inode| seen.contains(inode));
-        self.keep_ports(&ports);
+        self.places.settle(&mut self.maps);
+        self.note_uncovered(servers, &by_place);
     }
 
-    /// Tells the gate what a new listener is that no server has a descriptor of: covered by its port, or no server's. The
-    /// caller knows that none can be a server's at a port that is not covered.
-    pub fn name(&mut self, cookie: u64, port: u16) -> anyhow::Result<()> {
-        let covered = self.ports.get(&port).copied();
-        let tag = covered.unwrap_or_else(|| Tag::named(0, ListenerClass::Other));
-        self.maps.note(cookie, tag)
+    /// Tells the gate what a new listener is that no server has a descriptor of: nothing more than its place tells, if that is covered;
+    /// else no server's. The caller knows that none can be a server's at a place that is not covered.
+    pub fn name(&mut self, new: &NewListener) -> anyhow::Result<()> {
+        let covering = self.places.covering(new.netns, new.address, new.port);
+        let tag = covering.map_or_else(
+            || Tag::named(0, ListenerClass::Other),
+            |tag| Tag::named(tag.server, ListenerClass::Pending),
+        );
+        self.maps.note(new.cookie, tag)
     }
 
     /// What the gate knows of sockets.
@@ -115,45 +155,42 @@ impl Tagger {
         self.maps.let_outgoing_go();
     }
 
-    /// Takes back ports that a former agent has covered and this one has not.
-    pub fn forget_ports(&mut self) {
-        if let Err(error) = self.maps.untag_outgoing_ports() {
+    /// Takes back places that a former agent has covered and this one has not.
+    pub fn forget_places(&mut self) {
+        if let Err(error) = self.maps.untag_outgoing_places() {
             tracing::warn!(
                 error = error::text(&error),
                 help = "musttls disarm takes everything off; then start again",
-                "a former gate goes on judging at its ports"
+                "a former gate goes on judging at its places"
             );
         }
-        for port in self.maps.ports() {
-            if !self.ports.contains_key(&port) {
-                self.untag_port(port);
-            }
-        }
+        self.places.forget_former(&mut self.maps);
     }
 
-    /// Takes back the ports at which no server listens any more: others may, in any network namespace, and there are 256 places.
-    fn keep_ports(&mut self, listening: &HashSet<u16>) {
-        let ports = self.ports.keys().copied();
-        let left: Vec<u16> = ports.filter(|port| !listening.contains(port)).collect();
-        for port in left {
-            if self.untag_port(port) {
-                self.ports.remove(&port);
-                tracing::info!(port, "no server listens there any more: no longer covered");
-            }
-        }
+    /// Has a judged listener covered by its place. Returns whether that is new.
+    fn want(&mut self, listener: &Listener, tag: Tag) -> bool {
+        let (address, namespace) = (listener.address, listener.namespace);
+        listener.protocol.is_judged() && self.places.want(address, namespace, tag)
     }
 
-    fn untag_port(&mut self, port: u16) -> bool {
-        let untagged = self.maps.untag_port(port);
-        if let Err(error) = &untagged {
-            tracing::warn!(
-                port,
-                error = format!("{error:#}"),
-                help = "musttls disarm takes everything off; then start again",
-                "a port at which no server listens stays covered"
-            );
+    /// Says why listeners have no place, and why their sockets were not touched.
+    fn note_uncovered(
+        &self,
+        servers: &mut [Server],
+        by_place: &HashMap<u64, Option<anyhow::Error>>,
+    ) {
+        let listeners = servers.iter_mut().flat_map(|server| &mut server.listeners);
+        for listener in listeners {
+            let Some(untouched) = by_place.get(&listener.inode) else {
+                continue;
+            };
+            let missing = self.places.missing(listener);
+            listener.uncovered = match (missing, untouched) {
+                (Some(full), Some(error)) => Some(format!("{error:#}; {full}")),
+                (Some(full), None) => Some(full.clone()),
+                (None, _) => None,
+            };
         }
-        untagged.is_ok()
     }
 
     fn tag_listener(
@@ -180,38 +217,6 @@ impl Tagger {
     ) -> anyhow::Result<()> {
         let socket = duplicate(process, fd)?;
         self.maps.tag_unix(&socket, inode)
-    }
-
-    /// A socket that may not be touched is covered by its port.
-    fn untouched(&mut self, listener: &mut Listener, tag: Tag, error: &anyhow::Error) {
-        if self.by_port(listener, tag) {
-            tracing::warn!(
-                port = listener.address.port(),
-                error = format!("{error:#}"),
-                "the server's socket may not be touched: covered by its port, in all network namespaces"
-            );
-        } else if let Some(full) = &listener.uncovered {
-            listener.uncovered = Some(format!("{error:#}; {full}"));
-        }
-    }
-
-    /// Covers a listener by its port, which is less exact: it covers that port in every network namespace. Returns
-    /// whether that is new.
-    fn by_port(&mut self, listener: &mut Listener, tag: Tag) -> bool {
-        let port = listener.address.port();
-        if !listener.protocol.is_judged() || self.ports.get(&port) == Some(&tag) {
-            return false;
-        }
-        match self.maps.tag_port(port, tag) {
-            Ok(()) => {
-                self.ports.insert(port, tag);
-                true
-            }
-            Err(full) => {
-                listener.uncovered = Some(format!("{full:#}"));
-                false
-            }
-        }
     }
 }
 

@@ -2,10 +2,11 @@
 //! was changed on the way. The agent knows servers by the name of their program, so a test copies this
 //! one to a file named `mysqld`.
 //!
-//! Usage: `mysqld PORT FILE [LATER | proxied | flickers | hoards]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
+//! Usage: `mysqld PORT FILE [LATER | proxied | flickers | hoards | multipath ADDRESS]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
 //! too, once its first session has ended, and serves that one only. With `proxied` it greets behind a PROXY protocol
 //! header of version 1 only, as Percona Server does, which reads it with one peek (`vio_process_proxy_header`). With `flickers`
-//! it listens and closes again all the time, with `hoards` it listens by MPTCP on 300 ports from `PORT` on; both serve nobody.
+//! it listens and closes again all the time, with `hoards` it listens by MPTCP on 300 ports from `PORT` on, with `multipath` on one, at
+//! `ADDRESS`; they serve nobody.
 
 #![forbid(unsafe_code)]
 
@@ -41,7 +42,15 @@ fn main() -> Result<()> {
         return flicker(number(&port)?);
     }
     if third.as_ref().is_ok_and(|third| third == "hoards") {
-        let _all = hoard(number(&port)?)?;
+        let _all = hoard(Ipv4Addr::UNSPECIFIED, number(&port)?, 300)?;
+        create()?;
+        loop {
+            thread::park();
+        }
+    }
+    if third.as_ref().is_ok_and(|third| third == "multipath") {
+        let address = next()?.to_string_lossy().parse();
+        let _one = hoard(address.context("ADDRESS is none")?, number(&port)?, 1)?;
         create()?;
         loop {
             thread::park();
@@ -95,8 +104,8 @@ fn flicker(port: u16) -> Result<()> {
     }
 }
 
-/// Listens by MPTCP on more ports than the gate has places for.
-fn hoard(first: u16) -> Result<Vec<OwnedFd>> {
+/// Listens by MPTCP on so many ports from `first` on.
+fn hoard(address: Ipv4Addr, first: u16, count: usize) -> Result<Vec<OwnedFd>> {
     let listen = |port| {
         let socket = socket_with(
             AddressFamily::INET,
@@ -105,11 +114,11 @@ fn hoard(first: u16) -> Result<Vec<OwnedFd>> {
             Some(ipproto::MPTCP),
         )?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+        bind(&socket, &SocketAddrV4::new(address, port))?;
         rustix::net::listen(&socket, 1)?;
         Ok(socket)
     };
-    let all: rustix::io::Result<Vec<OwnedFd>> = (first..).take(300).map(listen).collect();
+    let all: rustix::io::Result<Vec<OwnedFd>> = (first..).take(count).map(listen).collect();
     all.context("listen by MPTCP")
 }
 
