@@ -437,6 +437,7 @@ mod tests {
             inode: 1,
             cookie: None,
             kind,
+            namespace: crate::servers::Namespace::Unknown,
             protocol: crate::servers::Protocol::Classic,
             uncovered: None,
         };

@@ -94,7 +94,7 @@ fn settings_of_a_listener_that_is_covered_by_port_change_by_reload() {
     }
 }
 
-/// Ports that are covered have 256 places. Any user may have a program of a server's name listen on more.
+/// Places that are covered have 512 entries. Any user may have a program of a server's name listen on more.
 #[test]
 fn listener_that_found_no_place_is_judged_from_its_greeting_on() {
     let net = Net::new().unwrap();
@@ -106,7 +106,7 @@ fn listener_that_found_no_place_is_judged_from_its_greeting_on() {
     let mut command = Command::new(&program);
     command.arg("20000").arg(&ready).arg("hoards");
     let hoarder = Killed(net.legacy.spawn(&mut command).unwrap());
-    wait::until_true("300 listeners", PATIENCE, || Ok(ready.exists())).unwrap();
+    wait::until_true("600 listeners", PATIENCE, || Ok(ready.exists())).unwrap();
     let all_taken = || Ok(agent.log()?.contains("covered=false"));
     wait::until_true("all places to be taken", PATIENCE, all_taken).unwrap();
     let listener = mptcp_listener(&net.db);

@@ -4,32 +4,133 @@ use std::time::Duration;
 
 use super::Daemon;
 use super::events::notify;
+use crate::clock;
 use crate::datapath::UnixProbe;
 use crate::error;
-use crate::servers::{self, NewListener, ScanError};
+use crate::servers::{self, NewListener, ScanError, Search, Server};
 
 /// When the service manager is told that the agent is ready, covered or not: what waits for it, a server among them, waits no longer,
 /// and the agent is not ended for being late.
 const READY_AT_LAST: Duration = Duration::from_secs(10);
 
+/// Processes and descriptors that are looked at before other events get their turn: some milliseconds.
+const LOOK_STEP: usize = 2000;
+
+/// A look for servers that has begun.
+pub(super) struct Look {
+    search: Search,
+    why: Why,
+    /// What it has taken so far.
+    cpu: Duration,
+}
+
+/// Why servers are looked for.
+pub(super) enum Why {
+    /// It is time again.
+    Routine,
+    /// Of these listeners nobody knows whose they are.
+    New(Vec<NewListener>),
+}
+
+/// A look that is over.
+pub(super) struct Looked {
+    /// What it has taken of a CPU.
+    pub(super) cpu: Duration,
+    /// Whether new listeners have been named.
+    pub(super) was_for_new: bool,
+}
+
 impl Daemon {
     /// Looks for servers, among all processes or those that are likely to be new, and tags their listeners.
     pub(super) fn refresh(&mut self, among_all: bool) {
-        let (mut found, errors) = match self.finder.find(among_all) {
-            Ok(found) => found,
-            Err(error) => {
-                let error =
-                    format!("the processes of this host cannot be listed in /proc: {error}");
-                if self.scan_errors.as_slice() != [error.as_str()] {
-                    tracing::error!(
-                        help = "let the agent see all of /proc (no hidepid=, no ProtectProc= in the unit)",
-                        "{error}"
-                    );
-                }
-                self.scan_errors = vec![error];
-                return;
+        // What that has found by now is older than what this one will find.
+        if let Some(Look {
+            why: Why::New(listeners),
+            ..
+        }) = self.look.take()
+        {
+            self.new_listeners.extend(listeners);
+        }
+        match self.finder.find(among_all) {
+            Ok((found, errors)) => self.take_over_servers(found, &errors),
+            Err(error) => self.not_listed(&error),
+        }
+    }
+
+    /// Begins to look for servers without holding up what else is to be done. Returns the look if it is over by then.
+    pub(super) fn begin_look(&mut self, why: Why) -> Option<Looked> {
+        let began = clock::thread_cpu();
+        let among_all = matches!(why, Why::New(_));
+        match self.finder.begin(among_all) {
+            Ok(search) => {
+                self.look = Some(Look {
+                    search,
+                    why,
+                    cpu: Duration::ZERO,
+                });
+                self.go_on_looking(began)
             }
-        };
+            Err(error) => {
+                self.not_listed(&error);
+                Some(Looked {
+                    cpu: clock::thread_cpu().saturating_sub(began),
+                    was_for_new: among_all,
+                })
+            }
+        }
+    }
+
+    /// Goes on with the look that has begun, or begins one for the listeners that wait for it.
+    pub(super) fn step_look(&mut self) -> Option<Looked> {
+        if self.look.is_some() {
+            self.go_on_looking(clock::thread_cpu())
+        } else if self.new_listeners.is_empty() {
+            None
+        } else {
+            let new = std::mem::take(&mut self.new_listeners);
+            self.begin_look(Why::New(new))
+        }
+    }
+
+    /// Whether a look goes on, or is to.
+    pub(super) const fn is_looking(&self) -> bool {
+        self.look.is_some() || !self.new_listeners.is_empty()
+    }
+
+    fn go_on_looking(&mut self, began: Duration) -> Option<Looked> {
+        let mut look = self.look.take()?;
+        let found = self.finder.step(&mut look.search, LOOK_STEP);
+        let is_over = found.is_some();
+        let was_for_new = matches!(look.why, Why::New(_));
+        if let Some((found, errors)) = found {
+            self.take_over_servers(found, &errors);
+            match std::mem::replace(&mut look.why, Why::Routine) {
+                Why::New(listeners) => self.name_listeners(&listeners),
+                Why::Routine => self.poll_unix(),
+            }
+        }
+        look.cpu += clock::thread_cpu().saturating_sub(began);
+        let cpu = look.cpu;
+        if is_over {
+            return Some(Looked { cpu, was_for_new });
+        }
+        self.look = Some(look);
+        None
+    }
+
+    fn not_listed(&mut self, error: &std::io::Error) {
+        let error = format!("the processes of this host cannot be listed in /proc: {error}");
+        if self.scan_errors.as_slice() != [error.as_str()] {
+            tracing::error!(
+                help = "let the agent see all of /proc (no hidepid=, no ProtectProc= in the unit)",
+                "{error}"
+            );
+        }
+        self.scan_errors = vec![error];
+    }
+
+    /// Takes over what a look has found.
+    fn take_over_servers(&mut self, mut found: Vec<Server>, errors: &[ScanError]) {
         self.tagger.tag(&mut found, &self.config);
         let errors: Vec<String> = errors.iter().map(ScanError::to_string).collect();
         if errors != self.scan_errors {
@@ -85,16 +186,19 @@ impl Daemon {
         self.watch.last = look;
     }
 
-    /// Names the listeners that are new: a server's own, or none of a server's.
-    pub(super) fn name_listeners(&mut self) {
-        let mut listeners = Vec::new();
+    /// Takes the listeners that are new, and looks for whose they are.
+    pub(super) fn look_for_new(&mut self) -> Option<Looked> {
         while let Some(record) = self.listens.get_mut().next_record() {
             match record {
-                Ok(record) => listeners.push(NewListener::from(&record.event)),
+                Ok(record) => self.new_listeners.push(NewListener::from(&record.event)),
                 Err(error) => self.recorder.unreadable(&error),
             }
         }
-        self.refresh(true);
+        self.step_look()
+    }
+
+    /// Names listeners: a server's own, or none of a server's. All processes have been looked at since they came.
+    fn name_listeners(&mut self, listeners: &[NewListener]) {
         let servers = self.registry.servers();
         let of_servers = || servers.iter().flat_map(|server| &server.listeners);
         let known: Vec<u64> = of_servers()
@@ -105,7 +209,7 @@ impl Daemon {
         // as a server does.
         let all_known = self.scan_errors.is_empty();
         let of_init = servers::ports_of_init();
-        for new in listeners {
+        for &new in listeners {
             let (cookie, port) = (new.cookie, new.port);
             // If it cannot be found out which are the service manager's, any may be.
             let may_be_a_servers = !all_known
@@ -117,7 +221,7 @@ impl Daemon {
             if may_be_a_servers || known.contains(&cookie) || may_be_passed_on {
                 continue;
             }
-            if let Err(error) = self.tagger.name(&new) {
+            if let Err(error) = self.tagger.name(new) {
                 tracing::warn!(
                     cookie,
                     error = error::text(&error),
@@ -129,7 +233,7 @@ impl Daemon {
     }
 
     /// Finds Unix sessions where the kernel does not report them.
-    pub(super) fn poll_unix(&mut self) {
+    fn poll_unix(&mut self) {
         if matches!(self.unix_probe, UnixProbe::Polling(_)) {
             for session in self.poller.look(&self.registry.servers()) {
                 self.recorder.unix(&session);

@@ -6,6 +6,7 @@
 //! | a record in the ring of listeners | it is named |
 //! | a record in the ring of sessions | record, metric; a session older than the gate is refused if a command of it is held |
 //! | sockets wait to be looked at | some of them are, for sessions older than the gate |
+//! | a look for servers goes on | some more processes and descriptors are looked at |
 //! | a tick | exceptions that have begun come into the tables, those that have ended leave them; counters are read |
 //! | the pause after a look is over | servers are looked for |
 //! | SIGHUP, `musttls reload` | the configuration is read again, and swapped or kept |
@@ -21,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Daemon;
+use super::coverage::Why;
 use super::reload::Compiled;
 use crate::cli::Exit;
 use crate::clock;
@@ -76,6 +78,7 @@ impl Daemon {
         let mut step = tokio::time::interval(STEP);
         step.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut looked = None;
             tokio::select! {
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
@@ -84,12 +87,9 @@ impl Daemon {
                     ready.context("wait for the ring of sessions")?.clear_ready();
                     self.drain();
                 }
-                ready = self.listens.readable_mut(), if !named => {
+                ready = self.listens.readable_mut(), if !named && !self.is_looking() => {
                     ready.context("wait for the ring of listeners")?.clear_ready();
-                    let began = clock::thread_cpu();
-                    self.name_listeners();
-                    naming.as_mut().reset(Instant::now() + clock::thread_cpu().saturating_sub(began) * NAMING_SHARE);
-                    named = true;
+                    looked = self.look_for_new();
                 }
                 () = &mut naming, if named => named = false,
                 () = &mut drain => {
@@ -109,15 +109,27 @@ impl Daemon {
                     notify(&[sd_notify::NotifyState::Ready]);
                 }
                 _ = signals.reopen.recv() => self.recorder.reopen(),
-                () = &mut refresh => {
-                    let began = clock::thread_cpu();
-                    self.refresh(false);
-                    self.poll_unix();
-                    let pause = REFRESH.max(clock::thread_cpu().saturating_sub(began) * REFRESH_SHARE);
+                () = &mut refresh, if !self.is_looking() => looked = self.begin_look(Why::Routine),
+                _ = step.tick(), if self.older.is_scanning() || self.is_looking() => {
+                    if self.older.is_scanning() {
+                        self.step_older();
+                    }
+                    looked = self.step_look();
+                }
+                _ = tick.tick() => self.tick(),
+            }
+            match looked {
+                Some(looked) if looked.was_for_new => {
+                    naming
+                        .as_mut()
+                        .reset(Instant::now() + looked.cpu * NAMING_SHARE);
+                    named = true;
+                }
+                Some(looked) => {
+                    let pause = REFRESH.max(looked.cpu * REFRESH_SHARE);
                     refresh.as_mut().reset(Instant::now() + pause);
                 }
-                _ = step.tick(), if self.older.is_scanning() => self.step_older(),
-                _ = tick.tick() => self.tick(),
+                None => {}
             }
             if self
                 .refusals

@@ -49,7 +49,8 @@ use crate::metrics::Metrics;
 use crate::older::Sessions;
 use crate::refusal::{Report, ThreadState};
 use crate::servers::unix::Poller;
-use crate::servers::{Finder, Registry, Tagger};
+use crate::servers::{Finder, NewListener, Registry, Tagger};
+use coverage::Look;
 use events::Signals;
 use recorder::Recorder;
 use reload::Compiled;
@@ -103,6 +104,9 @@ struct Daemon {
     registry: Arc<Registry>,
     tagger: Tagger,
     finder: Finder,
+    look: Option<Look>,
+    /// Listeners that wait to be named.
+    new_listeners: Vec<NewListener>,
     scan_errors: Vec<String>,
     watch: Watch,
     /// Since when the gate of this agent is in force, until the service manager has been told that the agent is ready.

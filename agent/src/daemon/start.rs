@@ -128,6 +128,8 @@ impl Daemon {
             registry,
             tagger,
             finder: Finder::default(),
+            look: None,
+            new_listeners: Vec::new(),
             scan_errors: Vec::new(),
             watch: Watch::default(),
             unready_since: Some(Instant::now()),

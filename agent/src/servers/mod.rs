@@ -8,6 +8,7 @@
 //! it that no descriptor leads to. So it is covered by its place.
 
 mod discovery;
+mod look;
 mod place;
 mod tag;
 pub mod unix;
@@ -23,7 +24,7 @@ use musttls_common::session::ListenerClass;
 
 use crate::socket::Kind;
 
-pub use discovery::{Finder, ScanError, find, ports_of_init};
+pub use discovery::{Finder, ScanError, Search, find, ports_of_init};
 pub use place::Namespace;
 pub use tag::{NewListener, Tagger};
 

@@ -11,7 +11,7 @@ use std::os::linux::fs::MetadataExt as _;
 
 use musttls_common::session::{Listener as Tag, ListenerClass, Place};
 
-use super::Listener;
+use super::{Listener, NewListener};
 use crate::datapath::Listeners;
 use crate::error;
 use crate::socket;
@@ -163,6 +163,16 @@ impl Places {
         }
     }
 
+    /// Whether a server may listen where this listener does, at a place that is not covered.
+    pub(super) fn is_missing(&self, listener: &NewListener) -> bool {
+        self.missing.keys().any(|place| {
+            let is_there = listener.netns == Place::ANY_NAMESPACE
+                || [Place::ANY_NAMESPACE, listener.netns].contains(&place.netns);
+            let is_bound = listener.address.is_none_or(|address| address == place.addr);
+            is_there && is_bound && place.port == u32::from(listener.port)
+        })
+    }
+
     /// Why a listener is not covered, if so.
     pub(super) fn missing(&self, listener: &Listener) -> Option<&String> {
         let any = place(Place::ANY_NAMESPACE, listener.address);
@@ -224,5 +234,85 @@ fn place(netns: u64, address: SocketAddr) -> Place {
         addr: addr.octets(),
         port: u32::from(address.port()),
         _pad: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: u64 = 7;
+    const OTHER: u64 = 9;
+
+    fn places(tells_namespaces: bool) -> Places {
+        Places {
+            own: tells_namespaces.then_some(Own {
+                cookie: OWN,
+                file: (0, 0),
+            }),
+            wanted: HashMap::new(),
+            covered: HashMap::new(),
+            missing: HashMap::new(),
+        }
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// The classes of what covers a place: in the agent's namespace, in another, where that is not known.
+    fn covering(places: &mut Places, at: &str) -> [Option<u8>; 3] {
+        places.covered = places.wanted.clone();
+        let at = place(0, address(at));
+        let port = u16::try_from(at.port).unwrap();
+        [OWN, OTHER, 0].map(|netns| {
+            let tag = places.covering(netns, Some(at.addr), port);
+            tag.map(|tag| tag.class)
+        })
+    }
+
+    #[test]
+    fn place_counts_in_its_namespace_at_its_address() {
+        let classic = Tag::named(0, ListenerClass::Classic);
+        let yes = Some(ListenerClass::Classic as u8);
+        for (tells, namespace, expected) in [
+            (true, Namespace::Cookie(OTHER), [None, yes, None]),
+            (true, Namespace::Cookie(OWN), [yes, None, None]),
+            // The gate is told that it is not here.
+            (true, Namespace::NotOurs, [None, yes, yes]),
+            (true, Namespace::Unknown, [yes, yes, yes]),
+            (false, Namespace::Cookie(OTHER), [yes, yes, yes]),
+            (false, Namespace::NotOurs, [yes, yes, yes]),
+        ] {
+            let mut places = places(tells);
+            places.want(address("0.0.0.0:389"), namespace, classic);
+            let found = covering(&mut places, "0.0.0.0:389");
+            assert_eq!(found, expected, "{tells} {namespace:?}");
+            assert_eq!(covering(&mut places, "127.0.0.2:389"), [None; 3]);
+            assert_eq!(covering(&mut places, "0.0.0.0:390"), [None; 3]);
+        }
+    }
+
+    /// A program cannot weaken what is said of a server at the same place.
+    #[test]
+    fn stricter_of_two_claims_to_a_place_holds() {
+        let at = address("0.0.0.0:3306");
+        let [classic, x] = [ListenerClass::Classic, ListenerClass::X].map(|it| Tag::named(0, it));
+        for order in [[classic, x], [x, classic]] {
+            let mut places = places(false);
+            for tag in order {
+                places.want(at, Namespace::Unknown, tag);
+            }
+            let found = covering(&mut places, "0.0.0.0:3306");
+            assert_eq!(found, [Some(ListenerClass::Classic as u8); 3]);
+        }
+        // Elsewhere and here.
+        let mut places = places(true);
+        places.want(at, Namespace::NotOurs, x);
+        places.want(at, Namespace::Cookie(OWN), classic);
+        let found = covering(&mut places, "0.0.0.0:3306");
+        let class = |class: ListenerClass| Some(class as u8);
+        let x = class(ListenerClass::X);
+        assert_eq!(found, [class(ListenerClass::Classic), x, x]);
     }
 }

@@ -1,6 +1,6 @@
 //! Marks the listening sockets of servers, so that the gate judges their sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 
 use anyhow::Context as _;
@@ -13,6 +13,9 @@ use crate::config::Config;
 use crate::datapath::Listeners;
 use crate::error;
 use crate::socket::{Kind, Process, Socket};
+
+/// Names of listeners that the gate keeps (`LISTENERS`).
+const NAMES: usize = 4096;
 
 /// A listener that the gate asks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Tagger {
     unix: HashSet<u64>,
     /// What is covered in place of sockets.
     places: Places,
+    /// Listeners that were no server's when the gate asked about them: as many as the gate keeps.
+    nobodys: VecDeque<NewListener>,
 }
 
 impl Tagger {
@@ -63,6 +68,7 @@ impl Tagger {
             tagged: HashMap::new(),
             unix: HashSet::new(),
             places,
+            nobodys: VecDeque::new(),
         }
     }
 
@@ -132,17 +138,47 @@ impl Tagger {
         self.unix.retain(|inode| seen.contains(inode));
         self.places.settle(&mut self.maps);
         self.note_uncovered(servers, &by_place);
+        self.ask_again();
     }
 
     /// Tells the gate what a new listener is that no server has a descriptor of: nothing more than its place tells, if that is covered;
     /// else no server's. The caller knows that none can be a server's at a place that is not covered.
-    pub fn name(&mut self, new: &NewListener) -> anyhow::Result<()> {
+    pub fn name(&mut self, new: NewListener) -> anyhow::Result<()> {
         let covering = self.places.covering(new.netns, new.address, new.port);
         let tag = covering.map_or_else(
             || Tag::named(0, ListenerClass::Other),
             |tag| Tag::named(tag.server, ListenerClass::Pending),
         );
-        self.maps.note(new.cookie, tag)
+        self.maps.note(new.cookie, tag)?;
+        if covering.is_none() {
+            self.nobodys.push_back(new);
+            if self.nobodys.len() > NAMES {
+                self.nobodys.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// A listener that was nobody's may have been passed on to a server, and be judged by its place. If that found no room, it is
+    /// judged from its greeting on.
+    fn ask_again(&mut self) {
+        let (maps, places) = (&mut self.maps, &self.places);
+        self.nobodys.retain(|listener| {
+            if !places.is_missing(listener) {
+                return true;
+            }
+            let pending = Tag::named(0, ListenerClass::Pending);
+            let noted = maps.note(listener.cookie, pending);
+            if let Err(error) = &noted {
+                tracing::warn!(
+                    port = listener.port,
+                    error = error::text(error),
+                    help = "restart the server that listens there",
+                    "a server's listener may not be judged"
+                );
+            }
+            noted.is_err()
+        });
     }
 
     /// What the gate knows of sockets.

@@ -5,7 +5,7 @@
 //! Usage: `mysqld PORT FILE [LATER | proxied | flickers | hoards | multipath ADDRESS]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
 //! too, once its first session has ended, and serves that one only. With `proxied` it greets behind a PROXY protocol
 //! header of version 1 only, as Percona Server does, which reads it with one peek (`vio_process_proxy_header`). With `flickers`
-//! it listens and closes again all the time, with `hoards` it listens by MPTCP on 300 ports from `PORT` on, with `multipath` on one, at
+//! it listens and closes again all the time, with `hoards` it listens by MPTCP on 600 ports from `PORT` on, with `multipath` on one, at
 //! `ADDRESS`; they serve nobody.
 
 #![forbid(unsafe_code)]
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         return flicker(number(&port)?);
     }
     if third.as_ref().is_ok_and(|third| third == "hoards") {
-        let _all = hoard(Ipv4Addr::UNSPECIFIED, number(&port)?, 300)?;
+        let _all = hoard(Ipv4Addr::UNSPECIFIED, number(&port)?, 600)?;
         create()?;
         loop {
             thread::park();
