@@ -79,7 +79,7 @@ const FEATURES: [Feature; 11] = [
     Feature {
         name: "duplicating a socket (pidfd_getfd)",
         required: false,
-        cost: "clients see a reset instead of error 3159, servers count a handshake error, listeners are covered by port only",
+        cost: "clients see a reset instead of error 3159, servers count a handshake error, listeners are covered by their place only",
         remedy: "set kernel.yama.ptrace_scope to 2 or less; allow pidfd_getfd in seccomp filters and security modules",
         needs: &[SYS_PTRACE],
         test: duplicate,

@@ -99,13 +99,11 @@ fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock)
         Cover::By(known) => Some(policy::mode(known.server)),
     };
     let Some(record) = SOCKETS.get_or_create(sk.cast()) else {
-        return match mode {
-            Some(mode) => held(Hold::NoRecord, mode),
-            None => {
-                emit::count_global(Global::ListenerFull);
-                Action::Pass
-            }
-        };
+        if let Some(mode) = mode {
+            return held(Hold::NoRecord, mode);
+        }
+        emit::count_global(Global::ListenerFull);
+        return Action::Pass;
     };
     record.listener_cookie = cookie;
     record.abi = musttls_common::ABI_VERSION;

@@ -105,6 +105,13 @@ const LACKING: &[(&str, &str, &str, &str)] = &[
         "settings_of_a_listener_that_is_covered_by_port",
         "its listener is one of MPTCP, as above",
     ),
+    ("5.10", "bypass", "listener_that_found_no_place", "the same"),
+    (
+        "5.10",
+        "bypass",
+        "place::",
+        "their listeners are of MPTCP, as above",
+    ),
     (
         "5.10",
         "bypass",
