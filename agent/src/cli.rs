@@ -382,7 +382,9 @@ Examples:
   musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl --for 14d \\
       --owner dba@example.com --reason 'MySQL 5.6 client, migration DB-812'
   musttls except add --name audit --server orders --source 10.9.8.7/32 2001:db8::7/128 \\
-      --not-before 2027-03-01 --expires 2027-03-31 --owner audit@example.com --reason 'yearly audit'";
+      --not-before 2027-03-01 --expires 2027-03-31 --owner audit@example.com --reason 'yearly audit'
+  musttls except add --name backup --local-user backup --cgroup /system.slice/backup.service --for 90d \\
+      --owner ops@example.com --reason 'dumps of this host; the tool has no TLS'";
 
 /// A new exception.
 #[derive(Clone, Debug, Args)]
@@ -390,8 +392,14 @@ pub struct ExceptAdd {
     /// Its name in records and metrics
     #[arg(long)]
     pub name: String,
-    /// Networks of the clients
-    #[arg(long, value_name = "NET", required = true, num_args = 1.., value_parser = config::edit::source)]
+    /// Networks of the clients; beside a uid, a local user or a cgroup, without it any address of this host
+    #[arg(
+        long,
+        value_name = "NET",
+        required_unless_present_any = ["uid", "local_user", "cgroup"],
+        num_args = 1..,
+        value_parser = config::edit::source
+    )]
     pub source: Vec<IpNet>,
     /// Users; without it any user
     #[arg(long, value_name = "USER", num_args = 1..)]
@@ -399,6 +407,18 @@ pub struct ExceptAdd {
     /// Name of a server with settings of its own; without it any server
     #[arg(long)]
     pub server: Option<String>,
+    /// Programs, as clients call themselves (`musttls clients` shows it): a claim that anybody can make
+    #[arg(long, value_name = "PROGRAM", num_args = 1..)]
+    pub program: Vec<String>,
+    /// User ids of processes of this host that connect over TCP
+    #[arg(long, value_name = "UID", num_args = 1..)]
+    pub uid: Vec<u32>,
+    /// The same by the names that /etc/passwd has
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub local_user: Vec<String>,
+    /// Cgroups (v2) of processes of this host that connect over TCP, with all below them
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub cgroup: Vec<String>,
     /// When it begins: a date (UTC) or a time with its offset; without it at once
     #[arg(long, value_name = "TIME", value_parser = config::edit::begin)]
     pub not_before: Option<String>,
@@ -696,6 +716,7 @@ mod tests {
             "musttls kill-plaintext --execute --json --socket /s",
             "musttls config show f.toml --origin --json",
             "musttls except add --name n --source 10.0.0.0/8 ::1/128 --user a b --expires never --owner o --reason r",
+            "musttls except add --name n --uid 1001 7 --local-user backup --cgroup /a --program mysql --for 1d --owner o --reason r",
             "musttls except rm a b --config f.toml",
             "musttls except --config f.toml list --json",
             "musttls except expiring --within 30d --json",

@@ -100,10 +100,15 @@ pub fn learn(config: &Config, clients: &[Client], now: Timestamp) -> Lesson {
     let mut lesson = Lesson::default();
     let mut proposals: BTreeMap<Subject, BTreeMap<IpAddr, Vec<Row>>> = BTreeMap::new();
     for client in clients {
-        if !matches!(judge.fate(client), Fate::Refused(_)) {
-            continue;
-        }
-        let row = Row::of(client);
+        let row = match judge.fate(client) {
+            Fate::Refused(_) => Row::of(client),
+            Fate::Undecided(..) => {
+                let why = "an exception for a uid or cgroup of this host may let it pass";
+                lesson.give_up(Row::of(client), why);
+                continue;
+            }
+            Fate::Passes | Fate::Excepted(_) | Fate::Observed(_) => continue,
+        };
         let user = match (client.class, &client.user) {
             (Class::NoException, _) => {
                 lesson.give_up(row, "no exception applies to it");
@@ -402,6 +407,7 @@ mod tests {
                 mode: Some(Mode::Observe),
                 mode_end: None,
                 tls: crate::config::OwnTls::default(),
+                loopback: None,
                 index: 1,
             }],
             ..Config::default()

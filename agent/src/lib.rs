@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clients;
 pub mod clock;
 pub mod commands;
+pub mod conditions;
 pub mod config;
 pub mod confine;
 pub mod console;

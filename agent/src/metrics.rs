@@ -246,6 +246,7 @@ impl Metrics {
             (Global::LostSessions, "sessions_ring_full"),
             (Global::HeldFull, "held_map_full"),
             (Global::LostListens, "listens_ring_full"),
+            (Global::LostAsks, "asks_ring_full"),
         ] {
             store(
                 &self.events_lost.get_or_create(&one("reason", reason)),
@@ -496,7 +497,7 @@ fn store(counter: &Counter, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::record::{Endpoints, UnixPeer};
+    use crate::audit::record::{Endpoints, RestsOn, UnixPeer};
     use crate::config::PastDates;
     use musttls_common::counter::COUNTERS;
     use std::path::Path;
@@ -538,6 +539,7 @@ mod tests {
             details: None,
             exposed: None,
             refusal: None,
+            rests_on: RestsOn::default(),
             older_than: None,
         }
     }

@@ -1,7 +1,9 @@
 //! The policy compiler: a valid configuration becomes the tables that the kernel evaluates.
 //!
-//! The tables and their evaluation are those of [`musttls_common::policy`]; [`Tables::rule`] evaluates
+//! The tables and their evaluation are those of [`musttls_common::policy`]; [`Tables::found`] evaluates
 //! the same tables in user space.
+//!
+//! An exception with conditions is in the tables like any other; which of them are met the agent says of each session.
 //!
 //! Bit `i` of a set is `config.exceptions[i]`. An exception that has ended, or has not begun, is in no table.
 //!
@@ -11,16 +13,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::iter;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use musttls_common::ABI_VERSION;
 use musttls_common::addr::V4_MAPPED_PREFIX_BITS;
 use musttls_common::policy::{
-    MAX_SERVERS, NEVER, PolicyRoot, RuleSet, RuleTimes, ServerPolicy, UserKey, first_match,
+    Found, LOOPBACK_RULE, MAX_SERVERS, NEVER, PolicyRoot, Round, RuleSet, RuleTimes, ServerPolicy,
+    Sets, UserKey, Walk, first_match,
 };
 
-use crate::config::{Config, Exception, Existing, Expiry, Floor};
+use crate::config::{Conditions, Config, Exception, Existing, Expiry, Floor, Loopback};
 
 /// The IPv4-mapped part of the address space, `::ffff:0:0/96`.
 const V4_SPACE: (u128, u32) = (0xffff_0000_0000, V4_MAPPED_PREFIX_BITS);
@@ -67,6 +71,9 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
     };
     let any_user = set_of(live().filter(|(_, exception)| exception.users.is_empty()));
     let users = users(live(), &any_user);
+    let with = |is: fn(&Conditions) -> bool| {
+        set_of(live().filter(|(_, exception)| is(&exception.conditions)))
+    };
     let servers = (0..MAX_SERVERS)
         .map(|index| {
             let index = u16::try_from(index).unwrap_or(0);
@@ -75,6 +82,8 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
         .collect();
     let root = PolicyRoot {
         any_user,
+        conditional: with(Conditions::are_some),
+        local: with(Conditions::are_local),
         version,
         abi: ABI_VERSION,
         names_users: u8::from(!users.is_empty()),
@@ -102,7 +111,7 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
     Tables {
         root,
         servers,
-        networks: networks(live().map(|(rule, exception)| (rule, &exception.source[..]))),
+        networks: networks(live().map(|(rule, exception)| (rule, sources(exception)))),
         trusted: networks(iter::once((0, &config.trusted_proxies[..]))),
         users,
         times,
@@ -111,25 +120,68 @@ pub fn compile(config: &Config, version: u32, now: Timestamp, boottime_now_ns: u
     }
 }
 
+/// A plaintext login, as far as the tables know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Login<'l> {
+    /// The client's address, of 16 bytes, IPv4 as IPv4-mapped.
+    pub client: [u8; 16],
+    /// Whether it comes over the loopback device, and no trusted proxy has named another client.
+    pub is_local: bool,
+    /// The index of the server.
+    pub server: u16,
+    /// The user; `None` when the name could not be read: then only exceptions for any user apply.
+    pub user: Option<&'l [u8]>,
+}
+
 impl Tables {
-    /// The exception that allows a plaintext login, if one does.
-    ///
-    /// `client` is a 16-byte address, IPv4 as IPv4-mapped; `user` is `None` when the name could not
-    /// be read: then only exceptions for any user apply.
+    /// What allows a plaintext login, as the gate finds it.
     #[must_use]
-    pub fn rule(
-        &self,
-        client: [u8; 16],
-        server: u16,
-        user: Option<&[u8]>,
-        boottime_ns: u64,
-    ) -> Option<u16> {
-        let server = self
-            .servers
-            .get(usize::from(server))
-            .or(self.servers.first())?;
-        let source = longest_match(&self.networks, client)?;
-        let user = user
+    pub fn found(&self, login: &Login<'_>, boottime_ns: u64) -> Found {
+        let found = self.sets(login).map_or(Found::Nothing, |sets| {
+            first_match(&sets, login.is_local, |rule| self.holds(rule, boottime_ns))
+        });
+        if !matches!(found, Found::Rule(_)) && login.is_local && self.allows_loopback(login.server)
+        {
+            return Found::Rule(LOOPBACK_RULE);
+        }
+        found
+    }
+
+    /// The exceptions with conditions that allow the login to whoever meets them, lowest first.
+    #[must_use]
+    pub fn conditional(&self, login: &Login<'_>, boottime_ns: u64) -> Vec<u16> {
+        let Some(sets) = self.sets(login) else {
+            return Vec::new();
+        };
+        let mut walk = Walk::new(login.is_local);
+        let mut rules = Vec::new();
+        loop {
+            match walk.round::<true>(&sets) {
+                Round::Rule(rule) if walk.is_at_conditions() && self.holds(rule, boottime_ns) => {
+                    rules.extend(u16::try_from(rule));
+                }
+                Round::Rule(_) | Round::Nothing => {}
+                Round::End => return rules,
+            }
+        }
+    }
+
+    /// Whether plaintext over the loopback device is allowed by a server.
+    #[must_use]
+    pub fn allows_loopback(&self, server: u16) -> bool {
+        self.server(server)
+            .is_some_and(|server| server.loopback != 0)
+    }
+
+    fn server(&self, index: u16) -> Option<&ServerPolicy> {
+        self.servers
+            .get(usize::from(index))
+            .or(self.servers.first())
+    }
+
+    fn sets(&self, login: &Login<'_>) -> Option<Sets<'_>> {
+        let user = login
+            .user
             .and_then(UserKey::new)
             .and_then(|key| {
                 self.users
@@ -138,12 +190,20 @@ impl Tables {
             })
             .and_then(|at| self.users.get(at))
             .map_or(&self.root.any_user, |(_, set)| set);
-        first_match(&server.exceptions, source, user, |rule| {
-            usize::try_from(rule)
-                .ok()
-                .and_then(|rule| self.times.get(rule))
-                .is_some_and(|times| times.holds(boottime_ns))
+        Some(Sets {
+            server: &self.server(login.server)?.exceptions,
+            source: longest_match(&self.networks, login.client)?,
+            user,
+            conditional: &self.root.conditional,
+            local: &self.root.local,
         })
+    }
+
+    fn holds(&self, rule: u32, boottime_ns: u64) -> bool {
+        usize::try_from(rule)
+            .ok()
+            .and_then(|rule| self.times.get(rule))
+            .is_some_and(|times| times.holds(boottime_ns))
     }
 
     /// Whether PROXY protocol headers of `peer` are believed: whom they name, exceptions are held against.
@@ -162,6 +222,17 @@ fn longest_match(networks: &[(u32, [u8; 16], RuleSet)], client: [u8; 16]) -> Opt
             .ok()?;
         networks.get(at).map(|(_, _, set)| set)
     })
+}
+
+/// The networks of an exception. One that names none holds for all: its conditions let only clients of this host pass.
+fn sources(exception: &Exception) -> &[IpNet] {
+    static ALL: LazyLock<[IpNet; 2]> =
+        LazyLock::new(|| [Ipv4Net::default().into(), Ipv6Net::default().into()]);
+    if exception.source.is_empty() {
+        &*ALL
+    } else {
+        &exception.source
+    }
 }
 
 fn set_of<'c>(exceptions: impl Iterator<Item = (usize, &'c Exception)>) -> RuleSet {
@@ -194,8 +265,8 @@ fn server<'c>(
         mode: mode as u8,
         mode_then: end.map_or(mode, |end| end.then) as u8,
         refuses_older: u8::from(config.existing == Existing::RefusePlaintext),
+        loopback: u8::from(config.loopback_of(index) == Loopback::Allow),
         floor: tls.require.version(),
-        _pad: 0,
         observed_floor: tls.observe.map_or(0, Floor::version),
     }
 }
@@ -346,6 +417,7 @@ mod tests {
                 .collect(),
             users: Vec::new(),
             server: None,
+            conditions: Conditions::default(),
             not_before: None,
             expires: Expiry::Never,
             owner: "o".to_owned(),
@@ -360,6 +432,7 @@ mod tests {
             mode,
             mode_end: None,
             tls: OwnTls::default(),
+            loopback: (index == 2).then_some(Loopback::Allow),
             index,
         };
         Config {
@@ -369,29 +442,70 @@ mod tests {
         }
     }
 
-    /// What the documentation says, exception by exception.
-    fn naive(
-        config: &Config,
+    /// A session, as one who knew all of it would describe it.
+    #[derive(Clone, Copy, Debug)]
+    struct Seen<'s> {
         client: IpAddr,
         server: u16,
-        user: Option<&str>,
-        at: Timestamp,
-    ) -> Option<u16> {
-        let name = config.server_name(server);
-        let position = config.exceptions.iter().position(|exception| {
-            exception
-                .source
-                .iter()
-                .any(|network| network.contains(&client))
-                && exception
-                    .server
-                    .as_deref()
-                    .is_none_or(|wanted| wanted == name)
-                && (exception.users.is_empty()
-                    || user.is_some_and(|user| exception.users.iter().any(|named| named == user)))
-                && exception.holds(at)
-        });
-        position.map(|position| u16::try_from(position).unwrap())
+        user: Option<&'s str>,
+        program: Option<&'s str>,
+        /// `None` for a client of another host.
+        uid: Option<u32>,
+    }
+
+    fn meets(conditions: &Conditions, seen: &Seen<'_>) -> bool {
+        let is_user = conditions
+            .uids
+            .as_ref()
+            .is_none_or(|uids| seen.uid.is_some_and(|uid| uids.contains(&uid)));
+        conditions.meets_program(seen.program) && is_user
+    }
+
+    /// What the documentation says, exception by exception.
+    fn naive(config: &Config, seen: &Seen<'_>, at: Timestamp) -> Option<u16> {
+        let name = config.server_name(seen.server);
+        let position = |is_conditional: bool| {
+            config.exceptions.iter().position(|exception| {
+                exception.conditions.are_some() == is_conditional
+                    && (exception.source.is_empty()
+                        || exception
+                            .source
+                            .iter()
+                            .any(|network| network.contains(&seen.client)))
+                    && exception
+                        .server
+                        .as_deref()
+                        .is_none_or(|wanted| wanted == name)
+                    && (exception.users.is_empty()
+                        || seen
+                            .user
+                            .is_some_and(|user| exception.users.iter().any(|named| named == user)))
+                    && meets(&exception.conditions, seen)
+                    && exception.holds(at)
+            })
+        };
+        let rule = |position: usize| u16::try_from(position).unwrap();
+        let plain = position(false).map(rule);
+        let loopback = (seen.uid.is_some() && name == "b").then_some(LOOPBACK_RULE);
+        plain.or(loopback).or(position(true).map(rule))
+    }
+
+    /// What gate and agent say together.
+    fn found(config: &Config, tables: &Tables, seen: &Seen<'_>, boottime_ns: u64) -> Option<u16> {
+        let login = Login {
+            client: mapped(seen.client),
+            is_local: seen.uid.is_some(),
+            server: seen.server,
+            user: seen.user.map(str::as_bytes),
+        };
+        match tables.found(&login, boottime_ns) {
+            Found::Rule(rule) => Some(rule),
+            Found::Nothing => None,
+            Found::Depends => tables
+                .conditional(&login, boottime_ns)
+                .into_iter()
+                .find(|rule| meets(&config.exceptions[usize::from(*rule)].conditions, seen)),
+        }
     }
 
     fn addresses() -> impl Strategy<Value = IpAddr> {
@@ -423,18 +537,34 @@ mod tests {
             prop::option::of(prop::sample::select(vec!["a", "b"])),
             prop::option::of(prop::sample::select(vec![-1i64, 0, 10, 15])),
             prop::sample::select(vec![-1i64, 0, 10, 20, i64::MAX]),
+            (
+                prop::option::of(Just("p".to_owned())),
+                prop::option::of(prop::collection::vec(1..3u32, 0..2)),
+                any::<bool>(),
+            ),
         )
-            .prop_map(|(source, users, server, ahead, left)| Exception {
-                source,
-                users: users.into_iter().map(str::to_owned).collect(),
-                server: server.map(str::to_owned),
-                not_before: ahead.map(|ahead| now() + SignedDuration::from_secs(ahead)),
-                expires: match left {
-                    i64::MAX => Expiry::Never,
-                    left => Expiry::At(now() + SignedDuration::from_secs(left)),
+            .prop_map(
+                |(source, users, server, ahead, left, (program, uids, anywhere))| Exception {
+                    source: if uids.is_some() && anywhere {
+                        vec![]
+                    } else {
+                        source
+                    },
+                    conditions: Conditions {
+                        programs: program.into_iter().collect(),
+                        uids,
+                        ..Conditions::default()
+                    },
+                    users: users.into_iter().map(str::to_owned).collect(),
+                    server: server.map(str::to_owned),
+                    not_before: ahead.map(|ahead| now() + SignedDuration::from_secs(ahead)),
+                    expires: match left {
+                        i64::MAX => Expiry::Never,
+                        left => Expiry::At(now() + SignedDuration::from_secs(left)),
+                    },
+                    ..exception(&[])
                 },
-                ..exception(&[])
-            })
+            )
     }
 
     proptest! {
@@ -452,11 +582,14 @@ mod tests {
             for client in clients {
                 for server in 0..4 {
                     for user in [None, Some("x"), Some("y"), Some("z")] {
-                        prop_assert_eq!(
-                            tables.rule(mapped(client), server, user.map(str::as_bytes), boottime),
-                            naive(&config, client, server, user, at),
-                            "{} on {} as {:?}", client, server, user
-                        );
+                        for (program, uid) in [(None, None), (Some("p"), None), (Some("p"), Some(1)), (Some("q"), Some(2))] {
+                            let seen = Seen { client, server, user, program, uid };
+                            prop_assert_eq!(
+                                found(&config, &tables, &seen, boottime),
+                                naive(&config, &seen, at),
+                                "{:?}", seen
+                            );
+                        }
                     }
                 }
             }
@@ -492,7 +625,18 @@ mod tests {
     fn an_ipv6_network_does_not_allow_ipv4_clients() {
         let config = config(vec![exception(&["::/0"]), exception(&["10.0.0.0/8"])]);
         let tables = compile(&config, 1, now(), BOOTTIME);
-        let rule = |client: &str| tables.rule(mapped(client.parse().unwrap()), 0, None, BOOTTIME);
+        let rule = |client: &str| {
+            let login = Login {
+                client: mapped(client.parse().unwrap()),
+                is_local: false,
+                server: 0,
+                user: None,
+            };
+            match tables.found(&login, BOOTTIME) {
+                Found::Rule(rule) => Some(rule),
+                Found::Depends | Found::Nothing => None,
+            }
+        };
         assert_eq!(rule("2001:db8::1"), Some(0));
         assert_eq!(rule("10.0.0.1"), Some(1));
         assert_eq!(rule("192.0.2.1"), None);

@@ -10,14 +10,15 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use musttls_common::addr::v4_mapped;
 use musttls_common::floor::shortfall;
+use musttls_common::policy::{Found, LOOPBACK_RULE};
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 use serde::Serialize;
 
 use crate::audit::record::Outcome;
 use crate::clients::{Row, columns, table};
-use crate::config::Config;
+use crate::config::{Config, Exception, LOOPBACK};
 use crate::history::{Class, Client};
-use crate::policy::{self, Tables};
+use crate::policy::{self, Login, Tables};
 
 /// What would become of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,9 @@ pub enum Fate<'p> {
     Passes,
     /// This exception lets it pass.
     Excepted(&'p str),
+    /// This exception lets it pass if its user or cgroup on this host is one that it names, which the history does not know.
+    /// Otherwise it is refused.
+    Undecided(&'p str, Reason),
     /// It would be refused if its server were in enforce mode.
     Observed(Reason),
     /// It is refused.
@@ -70,13 +74,33 @@ impl<'p> Judge<'p> {
                 None => return Fate::Passes,
             },
         };
-        let rule = self.address(client).and_then(|address| {
-            self.tables
-                .rule(octets(address), index, user.map(str::as_bytes), NOW_NS)
+        let login = self.address(client).map(|address| Login {
+            client: octets(address),
+            is_local: self.may_be_local(client),
+            server: index,
+            user: user.map(str::as_bytes),
         });
-        match rule.and_then(|rule| self.config.exceptions.get(usize::from(rule))) {
-            Some(exception) => Fate::Excepted(&exception.name),
-            None => self.denied(index, reason),
+        let Some(login) = login else {
+            return self.denied(index, reason);
+        };
+        let exception = |rule: u16| self.config.exceptions.get(usize::from(rule));
+        match self.tables.found(&login, NOW_NS) {
+            Found::Rule(LOOPBACK_RULE) => Fate::Excepted(LOOPBACK),
+            Found::Rule(rule) => exception(rule).map_or_else(
+                || self.denied(index, reason),
+                |exception| Fate::Excepted(&exception.name),
+            ),
+            // The agent is asked about logins only.
+            Found::Depends if client.class == Class::Plaintext => {
+                let rules = self.tables.conditional(&login, NOW_NS);
+                self.by_conditions(
+                    client,
+                    rules.into_iter().filter_map(exception),
+                    index,
+                    reason,
+                )
+            }
+            Found::Depends | Found::Nothing => self.denied(index, reason),
         }
     }
 
@@ -84,6 +108,53 @@ impl<'p> Judge<'p> {
     #[must_use]
     pub fn trusts(&self, peer: IpAddr) -> bool {
         self.tables.trusts(octets(peer))
+    }
+
+    /// What becomes of a client to which one of these applies if it meets the conditions.
+    fn by_conditions(
+        &self,
+        client: &Client,
+        exceptions: impl Iterator<Item = &'p Exception>,
+        index: u16,
+        reason: Reason,
+    ) -> Fate<'p> {
+        let mut may = None;
+        for exception in exceptions {
+            let name = exception.name.as_str();
+            // It met them when it was seen last.
+            let met = client.rule.as_deref() == Some(name);
+            if !exception
+                .conditions
+                .meets_program(client.program.as_deref())
+            {
+                continue;
+            }
+            if met || !exception.conditions.are_local() {
+                return Fate::Excepted(name);
+            }
+            may = may.or(Some(name));
+        }
+        match (may, self.denied(index, reason)) {
+            (Some(name), Fate::Refused(reason)) => Fate::Undecided(name, reason),
+            (_, fate) => fate,
+        }
+    }
+
+    /// Whether the client may be a process of this host: by its address, or because a rule for such clients let it pass last. The
+    /// history does not know over which device it came.
+    fn may_be_local(&self, client: &Client) -> bool {
+        let is_peer = self.address(client) == client.peer;
+        let is_loopback = client
+            .peer
+            .is_some_and(|peer| peer.to_canonical().is_loopback());
+        let rule = client.rule.as_deref().unwrap_or_default();
+        let was_local = rule == LOOPBACK
+            || self
+                .config
+                .exceptions
+                .iter()
+                .any(|exception| exception.conditions.are_local() && exception.name == rule);
+        is_peer && (is_loopback || was_local)
     }
 
     /// Whose address exceptions are held against: the client that a trusted proxy has named, or the peer.
@@ -183,6 +254,8 @@ pub struct Simulation {
     pub refused: Vec<Judged>,
     /// Clients that would pass by an exception.
     pub excepted: Vec<Judged>,
+    /// Clients that would be refused if they do not meet the conditions of an exception that the history cannot tell.
+    pub undecided: Vec<Judged>,
     /// Clients that would be refused if their server were in enforce mode.
     pub observed: Vec<Judged>,
     /// Exceptions that no client needs.
@@ -223,6 +296,10 @@ pub fn simulate(
                 used.insert(rule);
                 simulation.excepted.push(judged(Some(rule), None));
             }
+            Fate::Undecided(rule, reason) => {
+                used.insert(rule);
+                simulation.undecided.push(judged(Some(rule), Some(reason)));
+            }
             Fate::Observed(reason) => simulation.observed.push(judged(None, Some(reason))),
             Fate::Refused(reason) => simulation.refused.push(judged(None, Some(reason))),
         }
@@ -230,6 +307,7 @@ pub fn simulate(
     for judged in [
         &mut simulation.refused,
         &mut simulation.excepted,
+        &mut simulation.undecided,
         &mut simulation.observed,
     ] {
         judged.sort_by_key(|judged| std::cmp::Reverse(judged.row.sessions));
@@ -260,6 +338,7 @@ impl fmt::Display for Simulation {
             sessions,
             refused,
             excepted,
+            undecided,
             observed,
             unused,
             holes,
@@ -277,6 +356,13 @@ impl fmt::Display for Simulation {
         section(f, "would be refused", refused, |judged| judged.why)?;
         section(
             f,
+            "may pass by an exception, if their uid or cgroup on this host is one that it names (the history does not know); else \
+             would be refused",
+            undecided,
+            |judged| judged.exception.as_deref(),
+        )?;
+        section(
+            f,
             "would be refused if their server were in enforce mode",
             observed,
             |judged| judged.why,
@@ -288,8 +374,8 @@ impl fmt::Display for Simulation {
             writeln!(f, "\nexceptions that nobody needed: {}", unused.join(", "))?;
         }
         match (refused.len(), observed.len()) {
-            (0, 0) => writeln!(f, "\nnobody would be refused")?,
-            (0, observed) => writeln!(
+            (0, 0) if undecided.is_empty() => writeln!(f, "\nnobody would be refused")?,
+            (0, observed) if observed > 0 => writeln!(
                 f,
                 "\nnobody would be refused as long as their servers are in observe mode; in enforce mode {observed} would"
             )?,
@@ -322,7 +408,9 @@ fn section<'j>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Exception, Existing, Expiry, Floor, ModeEnd, OwnTls, ServerConfig};
+    use crate::config::{
+        Conditions, Exception, Existing, Expiry, Floor, Loopback, ModeEnd, OwnTls, ServerConfig,
+    };
     use ipnet::IpNet;
     use jiff::SignedDuration;
     use proptest::prelude::*;
@@ -349,6 +437,7 @@ mod tests {
             mode: Some(mode),
             mode_end: None,
             tls: OwnTls::default(),
+            loopback: None,
             index,
         };
         Config {
@@ -368,6 +457,7 @@ mod tests {
             source: vec![source.parse().unwrap()],
             users: users.iter().map(|&user| user.to_owned()).collect(),
             server: server.map(str::to_owned),
+            conditions: Conditions::default(),
             not_before: None,
             expires: Expiry::Never,
             owner: "o".to_owned(),
@@ -550,6 +640,60 @@ mod tests {
         let judge = Judge::new(&config, now());
         let hostile = client([10, 0, 0, 1].into(), 3306, Some("\u{fffd}"));
         assert_eq!(judge.fate(&hostile), Fate::Refused(Reason::NoClientSsl));
+    }
+
+    #[test]
+    fn programs_are_known_and_uids_are_not() {
+        let mut dumps = exception("dumps", "10.0.0.0/8", &[], None);
+        dumps.conditions.programs = vec!["mysqldump".to_owned()];
+        let mut backup = exception("backup", "10.0.0.0/8", &[], None);
+        backup.source.clear();
+        backup.conditions.uids = Some(vec![34]);
+        let mut config = config(vec![dumps, backup]);
+        let judge = Judge::new(&config, now());
+        let seen = |peer: [u8; 4], program: Option<&str>, rule: Option<&str>| Client {
+            program: program.map(Arc::from),
+            rule: rule.map(Arc::from),
+            ..client(peer.into(), 3306, Some("u"))
+        };
+        let refused = Fate::Refused(Reason::NoClientSsl);
+        let undecided = Fate::Undecided("backup", Reason::NoClientSsl);
+        for (client, fate) in [
+            (
+                seen([10, 0, 0, 1], Some("mysqldump"), None),
+                Fate::Excepted("dumps"),
+            ),
+            (seen([10, 0, 0, 1], Some("mysql"), None), refused),
+            (seen([10, 0, 0, 1], None, None), refused),
+            (seen([127, 0, 0, 1], Some("mysqldump"), None), undecided),
+            (
+                seen([127, 0, 0, 1], None, Some("backup")),
+                Fate::Excepted("backup"),
+            ),
+            // The host itself, by another address.
+            (
+                seen([10, 0, 0, 1], None, Some("backup")),
+                Fate::Excepted("backup"),
+            ),
+        ] {
+            assert_eq!(judge.fate(&client), fate, "{client:?}");
+        }
+        let clients = [seen([127, 0, 0, 1], None, None)];
+        let simulation = simulate(&config, "p.toml".to_owned(), &clients, now(), |_| {});
+        assert_eq!(simulation.undecided.len(), 1);
+        assert_eq!(simulation.unused, ["dumps"]);
+        let text = simulation.to_string();
+        assert!(
+            text.contains("1 may pass by an exception, if")
+                && !text.contains("nobody would be refused"),
+            "{text}"
+        );
+
+        config.loopback = Loopback::Allow;
+        config.exceptions.clear();
+        let judge = Judge::new(&config, now());
+        assert_eq!(judge.fate(&clients[0]), Fate::Excepted(LOOPBACK));
+        assert_eq!(judge.fate(&seen([10, 0, 0, 1], None, None)), refused);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Indices of the per-CPU counters. Append-only.
 
 use crate::policy::MAX_SERVERS;
+use crate::verdict::Hold;
 
 /// How a session of a protected listener ended up. Each counted session has exactly one outcome in
 /// the end, so that the sum of outcomes and of open, undecided sessions is [`Outcome::Seen`].
@@ -70,12 +71,14 @@ pub enum Global {
     HeldFull = 2,
     /// A record could not be made on a new listener.
     ListenerFull = 3,
-    /// First of the held segments, by [`crate::verdict::Hold`].
+    /// First of the held segments, by [`crate::verdict::Hold`]; those for which there is no room are behind all others ([`hold`]).
     Hold = 4,
     /// The end of a session will not be seen: one without a verdict gets no outcome.
     EndUnwatched = 13,
     /// The ring buffer of new listeners was full; they stay pending.
     LostListens = 14,
+    /// The ring buffer of questions was full; the session stays held, and its client's next copy asks again.
+    LostAsks = 15,
 }
 
 /// How far the agent has taken notice of the counters: value of the map `TOLD`, which the next agent reads.
@@ -88,14 +91,21 @@ pub struct Mark {
     pub counters: [u64; COUNTERS],
 }
 
-/// Number of counters: the global ones, then [`Outcome::ALL`] for each server, then [`below_observed`] for each.
-pub const COUNTERS: usize = BELOW_OBSERVED_BASE + MAX_SERVERS;
-/// Index of the first outcome counter.
+/// Number of counters: the global ones, then [`Outcome::ALL`] for each server, then [`below_observed`] for each, then the held segments
+/// that are not among the global ones.
+pub const COUNTERS: usize = MORE_HOLDS_BASE + Hold::ALL.len() - FIRST_HOLDS;
+/// Index of the first outcome counter: the same in every ABI, because an agent reads those of a former gate.
 const OUTCOMES_BASE: usize = 16;
 /// Index of the first counter of sessions below an observed floor.
 const BELOW_OBSERVED_BASE: usize = OUTCOMES_BASE + MAX_SERVERS * Outcome::ALL.len();
 
-const _: () = assert!(Global::Hold as usize + crate::verdict::Hold::ALL.len() <= OUTCOMES_BASE);
+/// Index of the first counter of held segments that is not among the global ones.
+const MORE_HOLDS_BASE: usize = BELOW_OBSERVED_BASE + MAX_SERVERS;
+/// How many are.
+const FIRST_HOLDS: usize = 9;
+
+const _: () = assert!(Global::Hold as usize + FIRST_HOLDS == Global::EndUnwatched as usize);
+const _: () = assert!((Global::LostAsks as usize) < OUTCOMES_BASE);
 
 /// Indices of the global counters and of those of the first `servers` entries of the table of servers.
 pub fn of_servers(servers: usize) -> impl Iterator<Item = u32> {
@@ -104,6 +114,7 @@ pub fn of_servers(servers: usize) -> impl Iterator<Item = u32> {
     let below_observed = BELOW_OBSERVED_BASE..BELOW_OBSERVED_BASE + servers;
     outcomes
         .chain(below_observed)
+        .chain(MORE_HOLDS_BASE..COUNTERS)
         .map(|index| u32::try_from(index).unwrap_or(0))
 }
 
@@ -133,8 +144,13 @@ const fn place(server: u16) -> u32 {
 /// Index of the counter of held segments.
 #[must_use]
 #[inline(always)]
-pub const fn hold(hold: crate::verdict::Hold) -> u32 {
-    Global::Hold as u32 + hold as u32
+pub const fn hold(hold: Hold) -> u32 {
+    let number = hold as u32;
+    if number < FIRST_HOLDS as u32 {
+        Global::Hold as u32 + number
+    } else {
+        MORE_HOLDS_BASE as u32 + number - FIRST_HOLDS as u32
+    }
 }
 
 #[cfg(test)]
@@ -149,7 +165,11 @@ mod tests {
             below_observed(0),
             "no index stands for two"
         );
-        assert_eq!(below_observed(63) as usize, COUNTERS - 1);
-        assert_eq!(hold(crate::verdict::Hold::NoRecord), 11);
+        assert_eq!(below_observed(63) + 1, hold(Hold::Asked));
+        assert_eq!(hold(Hold::Asked) as usize, COUNTERS - 1);
+        assert_eq!(hold(Hold::NoRecord), 11);
+        assert_eq!(of_servers(1).last(), Some(hold(Hold::Asked)));
+        // Those of a former gate are read, too.
+        assert_eq!(outcome(0, Outcome::Seen), 16);
     }
 }

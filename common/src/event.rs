@@ -30,6 +30,9 @@ pub enum Kind {
     /// What the client of a session older than the gate speaks is certain. With [`crate::verdict::Reason::OlderPlaintext`]
     /// the policy denies it; in enforce mode it is then held.
     Older = 9,
+    /// A plaintext login is held, and an exception may allow it whose conditions the agent looks at. A [`Login`] follows. Copies
+    /// of the login ask again.
+    Asked = 10,
 }
 
 impl Kind {
@@ -46,6 +49,7 @@ impl Kind {
             7 => Some(Self::Unix),
             8 => Some(Self::Released),
             9 => Some(Self::Older),
+            10 => Some(Self::Asked),
             _ => None,
         }
     }
@@ -69,7 +73,7 @@ pub struct Event {
     pub greeting_len: u32,
     /// Version of the policy that judged.
     pub policy_version: u32,
-    /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
+    /// Index of the exception that allowed, [`crate::policy::LOOPBACK_RULE`] or [`crate::policy::NO_RULE`].
     pub rule: u16,
     /// Negotiated TLS version (`ProtocolVersion`), 0 if unknown.
     pub tls_version: u16,
@@ -101,8 +105,12 @@ pub struct Event {
     pub floor: u16,
     /// A [`crate::older::Spoken`], in [`Kind::Older`].
     pub spoken: u8,
+    /// 1 when the client is one of this host: its login came over the loopback device, and no trusted proxy has named another client.
+    pub local: u8,
+    /// 1 when the segment that the [`Login`] was read from ends before the login does.
+    pub cut: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub _pad: u8,
 }
 
 const _: () = assert!(size_of::<Event>() == 120 && align_of::<Event>() == 8);

@@ -20,7 +20,7 @@ pod! {
     Listener = 2 + 1 + 1 + 1 + 3,
     Mark = 8 + 8 * COUNTERS,
     Place = 8 + 16 + 4 + 4,
-    PolicyRoot = 128 + 4 + 2 + 1 + 1 + 2 + 6,
+    PolicyRoot = 3 * 128 + 4 + 2 + 1 + 1 + 2 + 6,
     RuleSet = 128,
     RuleTimes = 8 + 8,
     ServerPolicy = 128 + 8 + 1 + 1 + 1 + 1 + 2 + 2,

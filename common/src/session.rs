@@ -211,7 +211,7 @@ pub struct SocketRecord {
     /// How many CPUs judge a frame of X Protocol, a PROXY protocol header or the `ClientHello` of the client at this
     /// moment.
     pub judging: u32,
-    /// Index of the exception that allowed, or [`crate::policy::NO_RULE`].
+    /// Index of the exception that allowed, [`crate::policy::LOOPBACK_RULE`] or [`crate::policy::NO_RULE`].
     pub rule: u16,
     /// How many segments were held.
     pub holds: u16,

@@ -177,11 +177,13 @@ pub enum Hold {
     NoRecord = 7,
     /// Another CPU is judging a segment of the session (X Protocol, PROXY protocol headers).
     Concurrent = 8,
+    /// An exception may apply whose conditions the agent looks at: it has been asked, and not answered yet.
+    Asked = 9,
 }
 
 impl Hold {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BeforeGreeting,
         Self::Gap,
         Self::Split,
@@ -191,6 +193,7 @@ impl Hold {
         Self::UserUnreadable,
         Self::NoRecord,
         Self::Concurrent,
+        Self::Asked,
     ];
 
     /// The word used in metrics.
@@ -206,6 +209,7 @@ impl Hold {
             Self::UserUnreadable => "user-unreadable",
             Self::NoRecord => "no-record",
             Self::Concurrent => "concurrent",
+            Self::Asked => "asked",
         }
     }
 }

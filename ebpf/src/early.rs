@@ -12,7 +12,7 @@ use aya_ebpf::programs::SkBuffContext;
 use musttls_common::early::{EARLY_MAX, LoginSearch};
 use musttls_common::judge::{Judgement, judge};
 use musttls_common::mysql::{FLAGS_HIGH_OFFSET, Greeting};
-use musttls_common::policy::NO_RULE;
+use musttls_common::policy::{Found, NO_RULE};
 use musttls_common::proxy::{Head, Headers, Source};
 use musttls_common::session::{Phase, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode, Reason};
@@ -199,14 +199,30 @@ pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
     else {
         return held(record);
     };
-    let client = policy.client_of(scratch.early.client_addr, &scratch.early.headers.proxied);
-    let (_, rule) = ingress::exception(ctx, scratch, segment, reason, &policy, client, |_| true);
+    let client = policy.client_of(
+        ctx,
+        scratch.early.client_addr,
+        &scratch.early.headers.proxied,
+    );
+    // Nothing is asked of the agent before there is a session; in observe mode the record then names no exception.
+    let (_, found) = ingress::exception::<false>(
+        ctx,
+        scratch,
+        segment,
+        reason,
+        &policy,
+        &client,
+        |_| true,
+        |_, _| Found::Nothing,
+    );
     let is_observed = policy.mode() == Mode::Observe;
-    let concluded = match rule {
-        Some(rule) if is_observed || policy.is_for_any_user(rule) => Concluded::Excepted,
-        Some(_) => Concluded::ExceptedUser,
-        None if is_observed => Concluded::Observed,
-        None => return held(record),
+    let (concluded, rule) = match found {
+        Found::Rule(rule) if is_observed || policy.is_for_any_login(rule) => {
+            (Concluded::Excepted, rule)
+        }
+        Found::Rule(rule) => (Concluded::ExceptedUser, rule),
+        Found::Depends | Found::Nothing if is_observed => (Concluded::Observed, NO_RULE),
+        Found::Depends | Found::Nothing => return held(record),
     };
     let at = payload + segment.payload_index(0);
     let flags_high = packet::byte(ctx, at + FLAGS_HIGH_OFFSET);
@@ -214,7 +230,7 @@ pub(crate) fn on_login(ctx: &SkBuffContext) -> Action {
     early.login_header = packet::load(ctx, at).unwrap_or_default();
     early.flags_high = flags_high.unwrap_or(0);
     early.reason = reason as u8;
-    early.rule = rule.unwrap_or(NO_RULE);
+    early.rule = rule;
     early.policy_version = policy.version();
     conclude(ctx, record, scratch, concluded)
 }

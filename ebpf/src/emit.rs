@@ -12,7 +12,7 @@ use musttls_common::event::{Event, Kind, LOGIN_HEAD_LEN, Login, TAIL_MAX};
 use musttls_common::session::{Endpoints, ListenerClass, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode};
 
-use crate::maps::{COUNTERS, DENIALS, HELD, LISTENS, SESSIONS, Scratch};
+use crate::maps::{ASKS, COUNTERS, DENIALS, HELD, LISTENS, SESSIONS, Scratch};
 
 /// Adds one to a counter.
 #[inline(always)]
@@ -77,6 +77,8 @@ pub(crate) fn fill(event: &mut Event, kind: Kind, mode: Mode, record: &SocketRec
     event.offered_version = record.client_hello.version();
     event.floor = record.floor;
     event.spoken = record.older.spoken() as u8;
+    event.local = 0;
+    event.cut = 0;
 }
 
 /// Records of sessions that may wait before the agent is woken, in bytes. It looks by itself once to ten times a
@@ -94,6 +96,10 @@ pub(crate) enum Ring {
     SessionsNow,
     /// To who names listeners.
     Listens,
+    /// To who looks at the conditions of exceptions, and answers.
+    Asks,
+    /// To the same, and then to the record.
+    AsksForRecord,
 }
 
 /// Writes `size` bytes of a record to its ring.
@@ -112,6 +118,8 @@ fn output(ring: Ring, data: *const u8, size: u64) {
             ptr::from_ref(&LISTENS).cast_mut().cast(),
             Global::LostListens,
         ),
+        Ring::Asks => (ptr::from_ref(&ASKS).cast_mut().cast(), Global::LostAsks),
+        Ring::AsksForRecord => (ptr::from_ref(&ASKS).cast_mut().cast(), Global::LostSessions),
     };
     let flags = match ring {
         Ring::Sessions => {
@@ -124,7 +132,7 @@ fn output(ring: Ring, data: *const u8, size: u64) {
             }
         }
         Ring::SessionsNow => BPF_RB_FORCE_WAKEUP,
-        Ring::Denials | Ring::Listens => 0,
+        Ring::Denials | Ring::Listens | Ring::Asks | Ring::AsksForRecord => 0,
     };
     let flags = u64::from(flags);
     // SAFETY: `data` has `size` readable bytes: each caller passes a record and at most its length.

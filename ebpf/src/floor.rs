@@ -64,7 +64,7 @@ pub(crate) fn on_client_hello(ctx: &SkBuffContext) -> Action {
         record.client_hello.leave();
     }
     if record.client_hello.is_whole() {
-        offered(record, &policy)
+        offered(ctx, record, &policy)
     } else {
         Action::Pass
     }
@@ -117,7 +117,7 @@ const fn client_flight(record: &SocketRecord) -> u32 {
 
 /// All of an offer was read.
 #[inline(always)]
-fn offered(record: &mut SocketRecord, policy: &Policy<'_>) -> Action {
+fn offered(ctx: &SkBuffContext, record: &mut SocketRecord, policy: &Policy<'_>) -> Action {
     let hello = record.client_hello;
     record.client_hello.leave();
     let floor = policy.floor();
@@ -128,7 +128,7 @@ fn offered(record: &mut SocketRecord, policy: &Policy<'_>) -> Action {
         // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
         let walk = unsafe { &mut (*scratch).walk };
         if policy
-            .exception(policy.client(record), None, walk)
+            .exception(&policy.client(ctx, record), walk)
             .is_some()
         {
             return Action::Pass;
@@ -168,8 +168,8 @@ pub(crate) fn on_server_hello(ctx: &SkBuffContext) -> Action {
     };
     record.floor = floor;
     if let Some(policy) = policy {
-        let client = policy.client(record);
-        if let Some(rule) = policy.exception(client, None, &mut record.walk) {
+        let client = policy.client(ctx, record);
+        if let Some(rule) = policy.exception(&client, &mut record.walk) {
             return excepted(record, reason, rule, policy);
         }
     }

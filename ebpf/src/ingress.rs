@@ -13,7 +13,7 @@ use musttls_common::mysql::{
     AuthResponse, CLIENT_PROTOCOL_41, FLAGS_HIGH_OFFSET, FLAGS_LOW_OFFSET, HEADER_LEN, USER_MAX,
     USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
-use musttls_common::policy::{NO_RULE, UserKey};
+use musttls_common::policy::{Found, NO_RULE, Sets, UserKey, Walk};
 use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
@@ -24,7 +24,7 @@ use crate::maps::{
 };
 use crate::packet::{self, Unreadable};
 use crate::place::{self, Cover};
-use crate::policy::{self, Policy};
+use crate::policy::{self, Client, Policy};
 use crate::{early, emit, floor, go_on, session, sock};
 
 /// Takes one packet.
@@ -502,16 +502,27 @@ fn plaintext(
     let policy = Policy::of(record.endpoints.server);
     if let Some(policy) = &policy {
         record.policy_version = policy.version();
-        let client = policy.client(record);
-        let (user, rule) = exception(ctx, scratch, segment, reason, policy, client, |end| {
-            record.is_judged_alone(end)
-        });
-        if let Some(rule) = rule {
-            let for_all = policy.is_for_any_user(rule) || policy.mode() == Mode::Observe;
+        let client = policy.client(ctx, record);
+        let cookie = record.cookie;
+        let (user, found) = exception::<true>(
+            ctx,
+            scratch,
+            segment,
+            reason,
+            policy,
+            &client,
+            |end| record.is_judged_alone(end),
+            |sets, walk| policy.answered(sets, walk, cookie),
+        );
+        if let Found::Rule(rule) = found {
+            let for_all = policy.is_for_any_login(rule) || policy.mode() == Mode::Observe;
             return excepted(record, scratch, rule, for_all, policy.mode());
         }
         if user == User::Cut && policy.names_users() && policy.mode() == Mode::Enforce {
             return hold(record, segment, Hold::UserUnreadable, Some(policy));
+        }
+        if found == Found::Depends {
+            return depends(record, scratch, segment, reason, policy);
         }
     } else {
         read_user(ctx, scratch, segment, reason);
@@ -536,18 +547,55 @@ fn read_user(ctx: &SkBuffContext, scratch: &mut Scratch, segment: Segment, reaso
     }
 }
 
-/// Reads a plaintext login and looks for an exception that allows it to come from `client`; for one that names users if
-/// nothing that has passed `is_alone` in place of its head, up to an offset.
+/// A plaintext login that the agent is asked about: it is held, and its client's TCP sends it again. In observe mode it passes, and the
+/// agent says in its record which exception it would have been.
 #[inline(always)]
-pub(crate) fn exception(
+fn depends(
+    record: &mut SocketRecord,
+    scratch: &mut Scratch,
+    segment: Segment,
+    reason: Reason,
+    policy: &Policy<'_>,
+) -> Action {
+    let mode = policy.mode();
+    let [a, b, c, _] = record.login_header;
+    let login_end = HEADER_LEN + u32::from_le_bytes([a, b, c, 0]);
+    let action = Verdict::Hold(Hold::Asked).action(mode);
+    record.rule = NO_RULE;
+    let (kind, ring) = match action {
+        Action::Pass => {
+            record.reason = reason as u8;
+            (session::decide(record, action), Ring::AsksForRecord)
+        }
+        Action::Drop => (Kind::Asked, Ring::Asks),
+    };
+    emit::fill(&mut scratch.event, kind, mode, record);
+    scratch.event.local = u8::from(scratch.walk.is_local());
+    scratch.event.cut = u8::from((segment.end() as u32) < login_end);
+    emit::login(scratch, ring);
+    match action {
+        Action::Pass => Action::Pass,
+        Action::Drop => hold(record, segment, Hold::Asked, Some(policy)),
+    }
+}
+
+/// Reads a plaintext login and looks for an exception that allows it to come from `client`; for one that names users if
+/// nothing that has passed `is_alone` in place of its head, up to an offset. `depends` as in [`Policy::found`].
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "it is inlined, and each is a thing of its own"
+)]
+pub(crate) fn exception<const CONDITIONS: bool>(
     ctx: &SkBuffContext,
     scratch: &mut Scratch,
     segment: Segment,
     reason: Reason,
     policy: &Policy<'_>,
-    client: [u8; 16],
+    client: &Client,
     is_alone: impl FnOnce(u32) -> bool,
-) -> (User, Option<u16>) {
+    depends: impl FnOnce(&Sets<'_>, &Walk) -> Found,
+) -> (User, Found) {
     let user = read_user(ctx, scratch, segment, reason);
     scratch.user.slot = u64::from(policy.slot());
     scratch.user.user = UserKey(scratch.login.user);
@@ -557,7 +605,10 @@ pub(crate) fn exception(
     } else {
         None
     };
-    (user, policy.exception(client, named, &mut scratch.walk))
+    (
+        user,
+        policy.found::<CONDITIONS>(client, named, &mut scratch.walk, depends),
+    )
 }
 
 /// No exception allows the login that was read.

@@ -166,6 +166,20 @@ pub(crate) static HELD: HashMap<u64, Event, 16384> = HashMap::new();
 #[btf_map]
 pub(crate) static DENIALS: RingBuf<u8, { 2 << 20 }> = RingBuf::new();
 
+/// Plaintext logins that an exception may allow whose conditions the agent looks at. A ring of its own: who floods it delays no refusal.
+///
+/// Writer: `emit`. Reader: agent. 256 KiB: 200 logins of the largest size, some 600 usual ones. Full: counted in `LostAsks`; the
+/// session stays held, and the next copy of its login asks again.
+#[btf_map]
+pub(crate) static ASKS: RingBuf<u8, { 256 << 10 }> = RingBuf::new();
+
+/// The agent's answers, by the session's cookie (`musttls_common::policy::Answer`).
+///
+/// Writer: agent. Reader: `policy`. Entry: 16 bytes; 4,096 entries, 0.4 MB. Full: the oldest is dropped; its session asks again if
+/// it is not decided yet.
+#[btf_map]
+pub(crate) static ANSWERS: LruHashMap<u64, u64, 4096> = LruHashMap::new();
+
 /// New listeners, for the agent to name. A ring of its own: any local process can listen as often as it likes.
 ///
 /// Writer: `emit`. Reader: agent. 64 KiB: 512 listeners. Full: counted in `LostListens`; the listener stays pending

@@ -11,7 +11,7 @@ use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 use crate::emit::Ring;
 use crate::maps::SOCKETS;
 use crate::packet::{self, Tcp};
-use crate::policy::Policy;
+use crate::policy::{Client, Policy};
 use crate::{emit, sock};
 
 /// Takes one packet.
@@ -37,7 +37,7 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
     match record.older.spoken() {
         Spoken::Unknown => Action::Pass,
         Spoken::Tls => conclude(record, None, policy.mode()),
-        Spoken::Plaintext => in_the_clear(record, begins, &policy),
+        Spoken::Plaintext => in_the_clear(ctx, record, begins, &policy),
     }
 }
 
@@ -53,12 +53,18 @@ fn listen(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp) -> bool {
     begins
 }
 
-/// A session in the clear. Who its user is nobody knows: of the exceptions, those apply that name no users.
+/// A session in the clear. Who its user is nobody knows: of the exceptions, those apply that name neither users nor
+/// conditions.
 #[inline(always)]
-fn in_the_clear(record: &mut SocketRecord, begins: bool, policy: &Policy<'_>) -> Action {
+fn in_the_clear(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    begins: bool,
+    policy: &Policy<'_>,
+) -> Action {
     let mode = policy.mode();
-    let client = record.endpoints.client_addr;
-    let rule = policy.exception(client, None, &mut record.walk);
+    let client = Client::direct(ctx, record.endpoints.client_addr);
+    let rule = policy.exception(&client, &mut record.walk);
     record.rule = rule.unwrap_or(NO_RULE);
     if rule.is_some() || !policy.refuses_older() {
         return conclude(record, None, mode);

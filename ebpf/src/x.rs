@@ -55,7 +55,7 @@ fn alone(ctx: &SkBuffContext, record: &mut SocketRecord) -> Action {
             }
             return Action::Pass;
         }
-        Judgement::Plaintext(reason) => return plaintext(record, reason, policy.as_ref()),
+        Judgement::Plaintext(reason) => return plaintext(ctx, record, reason, policy.as_ref()),
         Judgement::SplitClaim => Hold::Split,
         Judgement::Hold(hold) => hold,
     };
@@ -81,14 +81,20 @@ fn judge(ctx: &SkBuffContext, record: &mut SocketRecord, tcp: &Tcp, segment: Seg
     Judgement::Hold(Hold::Gap)
 }
 
-/// A login before TLS. Only exceptions for any user apply: who logs in is named later, or among auth data.
+/// A login before TLS. Only exceptions for any user and without conditions apply: who logs in
+/// is named later, or among auth data.
 #[inline(always)]
-fn plaintext(record: &mut SocketRecord, reason: Reason, policy: Option<&Policy<'_>>) -> Action {
+fn plaintext(
+    ctx: &SkBuffContext,
+    record: &mut SocketRecord,
+    reason: Reason,
+    policy: Option<&Policy<'_>>,
+) -> Action {
     record.rule = NO_RULE;
     if let (Some(policy), Some(scratch)) = (policy, SCRATCH.get_ptr_mut(0)) {
         // SAFETY: the entry belongs to this CPU, and ingress does not interrupt itself.
         let walk = unsafe { &mut (*scratch).walk };
-        if let Some(rule) = policy.exception(policy.client(record), None, walk) {
+        if let Some(rule) = policy.exception(&policy.client(ctx, record), walk) {
             return session::excepted(record, rule, policy);
         }
     }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::audit::Record;
+use crate::netns::Host;
 use crate::place::{self, Scratch};
 use crate::wait::{self, PATIENCE};
 
@@ -56,6 +57,13 @@ impl Home {
     pub fn through(mut self, launcher: &[&str]) -> Self {
         self.launcher = launcher.iter().map(|&word| word.to_owned()).collect();
         self
+    }
+
+    /// The agent is started in the network namespace of `host`.
+    #[must_use]
+    pub fn on(self, host: &Host) -> Self {
+        let enter = format!("--net={}", host.path().display());
+        self.through(&["nsenter", &enter])
     }
 
     /// The configuration file.

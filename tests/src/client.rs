@@ -64,8 +64,13 @@ impl Client {
     pub fn login(self, host: &Host, login: &Login) -> Result<Answer> {
         match self {
             Self::MySqlAsync => driver::login(host, login),
-            _ => program::login(self, host, login),
+            _ => program::login(self, host, login, &[]),
         }
+    }
+
+    /// The same of a client that is a program, started by `words`, which its command line follows.
+    pub fn login_through(self, words: &[&str], host: &Host, login: &Login) -> Result<Answer> {
+        program::login(self, host, login, words)
     }
 }
 

@@ -18,6 +18,7 @@
 //! | [`bpf`] | what the kernel tells of the gate's programs |
 //! | [`haproxy`] | HAProxy as a proxy and as a monitor |
 //! | [`terminal`] | a terminal, and what a program has drawn on it |
+//! | [`cgroup`] | cgroups that go with their test |
 //! | [`certs`] | certificates of the servers |
 //! | [`place`] | where things are, and directories that vanish with their test |
 //! | [`wait`] | waiting for a condition, with a deadline |
@@ -32,6 +33,7 @@ pub mod audit;
 #[expect(unsafe_code, reason = "bpf(2) takes pointers")]
 pub mod bpf;
 pub mod certs;
+pub mod cgroup;
 pub mod client;
 pub mod evidence;
 pub mod haproxy;

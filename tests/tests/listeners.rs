@@ -10,7 +10,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as SocketName, UnixDatagram};
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,11 +18,12 @@ use std::time::{Duration, Instant};
 use musttls_tests::agent::Agent;
 use musttls_tests::audit::Record;
 use musttls_tests::bpf::Program;
+use musttls_tests::cgroup::Cgroup;
 use musttls_tests::client::{Client, Login, Tls};
 use musttls_tests::evidence;
 use musttls_tests::mysqlx;
 use musttls_tests::netns::{Host, Net};
-use musttls_tests::place::{Killed, Scratch, output};
+use musttls_tests::place::{Killed, Scratch};
 use musttls_tests::raw::Raw;
 use musttls_tests::server::{OPEN_USER, Options, PORT, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
@@ -122,10 +122,10 @@ fn extra_port_of_mariadb_is_gated() {
 fn server_in_a_cgroup_of_its_own_is_gated() {
     let net = Net::new().unwrap();
     for product in Product::all() {
-        let group = Cgroup::new();
+        let group = Cgroup::new().unwrap();
         let enter = format!(
             "echo $$ > {}/cgroup.procs; exec \"$@\"",
-            group.path.display()
+            group.path().display()
         );
         let options = Options::new(product).through(&["sh", "-ec", &enter, "sh"]);
         let server = Server::start(&net.db, &options).unwrap();
@@ -141,13 +141,13 @@ fn server_in_a_cgroup_of_its_own_is_gated() {
 #[test]
 fn sessions_from_before_the_callback_of_their_listener_are_judged() {
     let net = Net::new().unwrap();
-    let group = Cgroup::new();
-    let directory = File::open(&group.path).unwrap();
+    let group = Cgroup::new().unwrap();
+    let directory = File::open(group.path()).unwrap();
     let slow = Program::slow_to_listen().unwrap();
     let _link = slow.attach_to_sockets(&directory).unwrap();
     let enter = format!(
         "echo $$ > {}/cgroup.procs; exec \"$@\"",
-        group.path.display()
+        group.path().display()
     );
     let options = Options::new(Product::MariaDb).through(&["sh", "-ec", &enter, "sh"]);
     let _agent = Agent::start(ENFORCE).unwrap();
@@ -762,45 +762,5 @@ fn echo(listener: &TcpListener) {
         while let Ok(length @ 1..) = stream.read(&mut chunk) {
             stream.write_all(&chunk[..length]).unwrap();
         }
-    }
-}
-
-/// A group of the version 2 hierarchy, in a mount of its own: hosts have it in different places.
-struct Cgroup {
-    path: PathBuf,
-    mount: Scratch,
-}
-
-impl Cgroup {
-    fn new() -> Self {
-        let mount = Scratch::new().unwrap();
-        output(
-            Command::new("mount")
-                .args(["-t", "cgroup2", "cgroup2"])
-                .arg(mount.path()),
-        )
-        .unwrap();
-        let path = mount.join(format!("musttls-test-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self { path, mount }
-    }
-
-    fn name(&self) -> String {
-        self.path
-            .file_name()
-            .unwrap()
-            .to_string_lossy()
-            .into_owned()
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Its processes have ended; the kernel may still be at it.
-        let removed = wait::until_true("the group to be empty", PATIENCE, || {
-            Ok(fs::remove_dir(&self.path).is_ok())
-        });
-        output(Command::new("umount").arg(self.mount.path())).unwrap();
-        removed.unwrap();
     }
 }

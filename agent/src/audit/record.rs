@@ -19,7 +19,7 @@ use super::shape::{
     SessionRecord, Tls, Unmapped, User,
 };
 use crate::cipher;
-use crate::config::{Floor, REQUIRE_TLS};
+use crate::config::{Conditions, Floor, LOOPBACK, REQUIRE_TLS};
 use crate::login::LoginDetails;
 
 /// Version of what stands under `unmapped`.
@@ -64,6 +64,8 @@ pub struct Session<'s> {
     pub policy_version: u32,
     /// The exception that allowed; `None` stands for the rule that requires TLS.
     pub rule: Option<&'s str>,
+    /// What that exception asked of the client.
+    pub rests_on: RestsOn,
     /// The user, where the gate could read it; already safe to print ([`crate::login::printable`]).
     pub user: Option<&'s str>,
     /// What else the login said, where there was one to read.
@@ -75,6 +77,36 @@ pub struct Session<'s> {
     pub refusal: Option<Refusal<'s>>,
     /// What it is older than: then what it speaks was concluded from what its client sent.
     pub older_than: Option<OlderThan>,
+}
+
+/// What an exception has asked of the client beside its address and its user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RestsOn {
+    /// The program: what the client claims, which nobody can check.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub claimed_program: bool,
+    /// The user on this host.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub uid: bool,
+    /// The cgroup on this host.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cgroup: bool,
+}
+
+impl RestsOn {
+    /// What these conditions ask.
+    #[must_use]
+    pub const fn of(conditions: &Conditions) -> Self {
+        Self {
+            claimed_program: !conditions.programs.is_empty(),
+            uid: conditions.uids.is_some(),
+            cgroup: !conditions.cgroups.is_empty(),
+        }
+    }
+
+    fn is_something(self) -> bool {
+        self != Self::default()
+    }
 }
 
 /// How a session reaches the server.
@@ -660,6 +692,7 @@ fn session_record<'s>(
             },
             refusal: session.refusal,
             older_than: session.older_than,
+            rule_rests_on: session.rests_on.is_something().then_some(session.rests_on),
             proxied: endpoints
                 .and_then(|endpoints| endpoints.proxied)
                 .map(ProxiedShape::of),
@@ -683,6 +716,12 @@ fn status_detail(session: &Session<'_>) -> Option<&'static str> {
             Some("the client sent more than a request for TLS before the TLS")
         }
         (Outcome::Allowed, _) => None,
+        (Outcome::Excepted, false) if session.rests_on.claimed_program => Some(
+            "insecure transport, allowed by an exception for the program that the client claims to be",
+        ),
+        (Outcome::Excepted, false) if session.rule == Some(LOOPBACK) => {
+            Some("insecure transport, allowed over the loopback device")
+        }
         (Outcome::Excepted, false) => Some("insecure transport, allowed by an exception"),
         (Outcome::Excepted, true) => Some("weak TLS, allowed by an exception"),
         (Outcome::Observed, false) => Some("insecure transport, would be refused in enforce mode"),

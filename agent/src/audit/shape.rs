@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::record::{self, Identity, OlderThan, Refusal};
+use super::record::{self, Identity, OlderThan, Refusal, RestsOn};
 
 #[derive(Serialize)]
 pub(super) struct SessionRecord<'s> {
@@ -205,6 +205,8 @@ pub(super) struct Unmapped<'s> {
     pub(super) refusal: Option<Refusal<'s>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) older_than: Option<OlderThan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rule_rests_on: Option<RestsOn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) proxied: Option<Proxied>,
 }

@@ -1,4 +1,6 @@
-use super::record::{Endpoints, Gap, ModeCause, OlderThan, Outcome, Refusal, Transport, UnixPeer};
+use super::record::{
+    Endpoints, Gap, ModeCause, OlderThan, Outcome, Refusal, RestsOn, Transport, UnixPeer,
+};
 use super::*;
 use crate::config::AuditTarget;
 use crate::login::LoginDetails;
@@ -46,6 +48,7 @@ fn session(transport: Transport<'static>, outcome: Outcome) -> Session<'static> 
         exposed: None,
         refusal: None,
         older_than: None,
+        rests_on: RestsOn::default(),
     }
 }
 

@@ -107,11 +107,13 @@ fn judge(config: &Config, policy: &Path, past: &Past, json: bool) -> Result<Exit
     } else {
         print_wrapped(&simulated.to_string())?;
     }
-    Ok(if simulated.refused.is_empty() {
-        Exit::Ok
-    } else {
-        Exit::Finding
-    })
+    Ok(
+        if simulated.refused.is_empty() && simulated.undecided.is_empty() {
+            Exit::Ok
+        } else {
+            Exit::Finding
+        },
+    )
 }
 
 /// What becomes of what was learned.

@@ -15,6 +15,7 @@ use musttls_common::verdict::Mode;
 use toml::de::{DeTable, DeValue};
 use toml::value::Datetime;
 
+use super::conditions::Conditions;
 use super::layers::Layers;
 use super::merge;
 use super::report::{Problem, Problems};
@@ -22,7 +23,7 @@ use super::value::{begin_of, end_of, network, similar};
 use super::walk::{Section, Value};
 use super::{
     AuditTarget, Config, ControlConfig, DEFAULT_SERVER, Exception, Existing, Expiry, Floor,
-    MAX_NETWORKS, MAX_USERS, ModeEnd, PastDates, REQUIRE_TLS, ServerConfig,
+    LOOPBACK, MAX_NETWORKS, MAX_USERS, ModeEnd, PastDates, REQUIRE_TLS, ServerConfig,
 };
 
 pub(super) const ROOT_KEYS: &[&str] = &[
@@ -36,6 +37,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "refused_ciphers",
     "persist",
     "existing",
+    "loopback",
     "server",
     "exception",
     "audit",
@@ -52,12 +54,17 @@ pub(super) const SERVER_KEYS: &[&str] = &[
     "require",
     "observe",
     "refused_ciphers",
+    "loopback",
 ];
 pub(super) const EXCEPTION_KEYS: &[&str] = &[
     "name",
     "source",
     "user",
     "server",
+    "programs",
+    "uids",
+    "local_users",
+    "cgroups",
     "not_before",
     "expires",
     "owner",
@@ -109,9 +116,9 @@ pub(super) struct Decoder<'p> {
     pub(super) problems: &'p mut Problems,
     pub(super) layers: &'p Layers,
     now: Timestamp,
-    past: PastDates,
+    pub(super) past: PastDates,
     exceptions: Vec<usize>,
-    warnings: Vec<(usize, String)>,
+    pub(super) warnings: Vec<(usize, String)>,
     /// Networks of all exceptions and trusted proxies so far.
     networks: usize,
     /// Users of all exceptions so far.
@@ -163,6 +170,7 @@ impl Decoder<'_> {
                 .get("existing")
                 .and_then(|value| self.existing(value))
                 .unwrap_or(defaults.existing),
+            loopback: self.loopback(section).unwrap_or(defaults.loopback),
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
             history: self.history(root.get("history")),
             metrics: self.metrics(root.get("metrics")),
@@ -255,7 +263,7 @@ impl Decoder<'_> {
                 at: &at,
             };
             self.unknown_keys(section, SERVER_KEYS);
-            let name = self.name(section, "orders", DEFAULT_SERVER, &mut names);
+            let name = self.name(section, "orders", &[DEFAULT_SERVER], &mut names);
             let what = name.clone().unwrap_or_default();
             let own = table
                 .get("ports")
@@ -276,6 +284,7 @@ impl Decoder<'_> {
                 mode: mode.map(|(mode, _)| mode),
                 mode_end: mode.and_then(|(_, end)| end),
                 tls: self.tls(section, floor),
+                loopback: self.loopback(section),
                 index: u16::try_from(index + 1).unwrap_or(0),
             });
         }
@@ -347,16 +356,17 @@ impl Decoder<'_> {
             };
             self.exceptions.push(at.start);
             self.unknown_keys(section, EXCEPTION_KEYS);
-            let name = self.name(section, "legacy-etl", REQUIRE_TLS, &mut names);
+            let name = self.name(section, "legacy-etl", &[REQUIRE_TLS, LOOPBACK], &mut names);
             let what = name.as_ref().map(|name| format!("exception `{name}`"));
             let section = Section {
                 what: what.as_deref().unwrap_or(section.what),
                 ..section
             };
             let expires = self.expires(section).unwrap_or(Expiry::Never);
+            let conditions = self.conditions(section);
             let exception = Exception {
                 name: name.unwrap_or_default(),
-                source: self.sources(section),
+                source: self.sources(section, &conditions),
                 users: table
                     .get("user")
                     .map(|value| self.users(value))
@@ -364,6 +374,7 @@ impl Decoder<'_> {
                 server: table
                     .get("server")
                     .and_then(|value| self.server_of(value, servers)),
+                conditions,
                 not_before: self.not_before(section, expires),
                 expires,
                 owner: self.required_text(
@@ -384,9 +395,13 @@ impl Decoder<'_> {
         exceptions
     }
 
-    fn sources(&mut self, section: Section<'_>) -> Vec<IpNet> {
+    fn sources(&mut self, section: Section<'_>, conditions: &Conditions) -> Vec<IpNet> {
         let help = "write networks, for example source = [\"10.3.0.0/16\", \"2001:db8::/32\"]";
         let Some(value) = section.table.get("source") else {
+            // Only a process of this host can meet them: from any address of it.
+            if conditions.are_local() {
+                return Vec::new();
+            }
             self.missing(section, "source", help);
             return Vec::new();
         };

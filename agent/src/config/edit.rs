@@ -21,6 +21,8 @@ pub struct NewException {
     pub name: String,
     /// The networks it allows.
     pub source: Vec<IpNet>,
+    /// What the agent is to look at.
+    pub conditions: NewConditions,
     /// The users it allows; none for any.
     pub users: Vec<String>,
     /// The server it is for.
@@ -33,6 +35,38 @@ pub struct NewException {
     pub owner: String,
     /// Why it exists.
     pub reason: String,
+}
+
+/// The conditions of an exception that is to be written; each is empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewConditions {
+    /// Programs that clients claim to be.
+    pub programs: Vec<String>,
+    /// User ids on this host.
+    pub uids: Vec<u32>,
+    /// Users of this host, by name.
+    pub local_users: Vec<String>,
+    /// Paths of cgroups.
+    pub cgroups: Vec<String>,
+}
+
+impl NewConditions {
+    fn write(&self, table: &mut Table) -> Result<(), EditError> {
+        for (key, texts) in [
+            ("programs", &self.programs),
+            ("local_users", &self.local_users),
+            ("cgroups", &self.cgroups),
+        ] {
+            if !texts.is_empty() {
+                table.insert(key, value(array_of(texts)?));
+            }
+        }
+        if !self.uids.is_empty() {
+            let uids = self.uids.iter().map(|uid| i64::from(*uid));
+            table.insert("uids", value(uids.collect::<Value>()));
+        }
+        Ok(())
+    }
 }
 
 /// A mode that is to be written.
@@ -66,23 +100,17 @@ pub fn add(text: &str, new: &NewException) -> Result<String, EditError> {
     let mut document = parse(text)?;
     let mut table = Table::new();
     table.insert("name", value(text_of(&new.name)?));
-    table.insert(
-        "source",
-        value(
-            new.source
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Value>(),
-        ),
-    );
+    if !new.source.is_empty() {
+        let networks = new.source.iter().map(ToString::to_string);
+        table.insert("source", value(networks.collect::<Value>()));
+    }
     if !new.users.is_empty() {
-        let users = new.users.iter().map(|user| text_of(user));
-        let users: Value = users.collect::<Result<Vec<_>, _>>()?.into_iter().collect();
-        table.insert("user", value(users));
+        table.insert("user", value(array_of(&new.users)?));
     }
     if let Some(server) = &new.server {
         table.insert("server", value(text_of(server)?));
     }
+    new.conditions.write(&mut table)?;
     if let Some(begin) = &new.not_before {
         table.insert("not_before", date(begin)?);
     }
@@ -237,6 +265,11 @@ fn parse(text: &str) -> Result<DocumentMut, EditError> {
 }
 
 /// On one line, and nothing in it can disturb the terminal of who reads the file.
+fn array_of(texts: &[String]) -> Result<Value, EditError> {
+    let texts = texts.iter().map(|text| text_of(text));
+    Ok(texts.collect::<Result<Vec<_>, _>>()?.into_iter().collect())
+}
+
 fn text_of(text: &str) -> Result<Value, EditError> {
     quoted(text)
         .parse()
@@ -321,6 +354,7 @@ mod tests {
         NewException {
             name: name.to_owned(),
             source: vec!["10.3.0.0/16".parse().unwrap()],
+            conditions: NewConditions::default(),
             users: vec!["etl".to_owned()],
             server: None,
             not_before: Some("2027-01-01".to_owned()),

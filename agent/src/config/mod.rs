@@ -8,6 +8,7 @@
 //! | `merge` | several files as one |
 //! | `decode` | TOML values to configuration, all mistakes collected |
 //! | `walk` | tables and keys, and the mistakes common to all |
+//! | `conditions` | what an exception may ask of the client; the loopback device |
 //! | `history` | the keys of the history |
 //! | `tls` | the keys about TLS itself: floors and cipher suites |
 //! | `value` | single values: networks, dates, words |
@@ -18,6 +19,7 @@
 //! Invariant: reading a configuration has no effect on the system. Only this module names `toml`,
 //! `toml_edit` and `annotate-snippets`.
 
+mod conditions;
 mod decode;
 pub mod edit;
 mod file;
@@ -32,7 +34,7 @@ mod walk;
 
 use std::fmt;
 use std::iter;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use jiff::Timestamp;
 use musttls_common::policy::MAX_SERVERS;
 use musttls_common::verdict::Mode;
 
+pub use conditions::{Conditions, Loopback, unknown_user};
 pub use layers::{DROP_INS, Layer, Layers, Origin, drop_ins};
 pub use show::Effective;
 pub use tls::{Floor, OwnTls, TlsPolicy};
@@ -59,6 +62,8 @@ pub const DEFAULT_HISTORY: &str = "/var/lib/musttls/history.db";
 pub const DEFAULT_SERVER: &str = "default";
 /// Name in records of the rule that applies when no exception does.
 pub const REQUIRE_TLS: &str = "require-tls";
+/// Name in records of the rule by which `loopback = "allow"` lets a session pass.
+pub const LOOPBACK: &str = "loopback";
 
 /// Most networks in all exceptions and `trusted_proxies` together. Each is an entry of a kernel map (152 bytes and the
 /// trie's node), so this is about 20 MiB.
@@ -87,6 +92,8 @@ pub struct Config {
     pub persist: bool,
     /// What is done about sessions older than the gate or its enforcement.
     pub existing: Existing,
+    /// What is done about plaintext over the loopback device, on servers that do not say it themselves.
+    pub loopback: Loopback,
     /// Where audit records go.
     pub audit: AuditTarget,
     /// The history of who has connected how.
@@ -172,6 +179,8 @@ pub struct ServerConfig {
     pub mode_end: Option<ModeEnd>,
     /// What it says about TLS itself.
     pub tls: OwnTls,
+    /// What it says about plaintext over the loopback device itself.
+    pub loopback: Option<Loopback>,
     /// Its entry in the gate's table of servers, which is also that of its counters. 0 is for servers without settings of
     /// their own.
     pub index: u16,
@@ -182,13 +191,15 @@ pub struct ServerConfig {
 pub struct Exception {
     /// Its name in records and metrics.
     pub name: String,
-    /// The networks it allows; never empty. IPv4-mapped networks are IPv4 here, and no network has
+    /// The networks it allows; empty, for any address of this host, only beside conditions that are local. IPv4-mapped networks are IPv4 here, and no network has
     /// host bits.
     pub source: Vec<IpNet>,
     /// The users it allows; empty for any.
     pub users: Vec<String>,
     /// The server it is for; `None` for any.
     pub server: Option<String>,
+    /// What the agent looks at.
+    pub conditions: Conditions,
     /// The first instant at which it holds; `None` for always.
     pub not_before: Option<Timestamp>,
     /// When it ends.
@@ -200,6 +211,12 @@ pub struct Exception {
 }
 
 impl Exception {
+    /// Whether a client at this address is among those that it allows.
+    #[must_use]
+    pub fn is_for(&self, client: IpAddr) -> bool {
+        self.source.is_empty() || self.source.iter().any(|network| network.contains(&client))
+    }
+
     /// Whether it has begun and not ended at `now`.
     #[must_use]
     pub fn holds(&self, now: Timestamp) -> bool {
@@ -306,6 +323,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             persist: true,
             existing: Existing::Keep,
+            loopback: Loopback::SameRule,
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
             history: HistoryConfig::default(),
             metrics: None,
@@ -454,6 +472,13 @@ impl Config {
     pub fn tls_of(&self, index: u16) -> TlsPolicy {
         self.server(index)
             .map_or_else(|| self.tls.clone(), |server| self.tls.with(&server.tls))
+    }
+
+    /// What is done on an entry in the table of servers about plaintext over the loopback device.
+    #[must_use]
+    pub fn loopback_of(&self, index: u16) -> Loopback {
+        let own = self.server(index).and_then(|server| server.loopback);
+        own.unwrap_or(self.loopback)
     }
 
     /// The entries in the table of servers that have a name.

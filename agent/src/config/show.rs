@@ -176,6 +176,7 @@ fn default(section: &str, key: &str) -> Option<Json> {
         ("" | "server", "mode") => Some(json!(config.mode.as_str())),
         ("" | "server", "require") => Some(json!(config.tls.require.as_str())),
         ("" | "server", "refused_ciphers") => Some(json!(Family::ALL.map(Family::as_str))),
+        ("" | "server", "loopback") => Some(json!(config.loopback.as_str())),
         ("", "panic") => Some(json!(config.panic)),
         ("", "persist") => Some(json!(config.persist)),
         ("", "existing") => Some(json!(config.existing.as_str())),
@@ -356,6 +357,7 @@ mod tests {
                     // Told for each server, as they are in force there.
                     server.tls.require = None;
                     server.tls.refused_ciphers = None;
+                    server.loopback = None;
                 }
                 assert_eq!(again, first.config, "{shown}");
             }

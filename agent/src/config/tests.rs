@@ -89,6 +89,7 @@ fn the_contract_example_is_read() {
             mode: Some(Mode::Observe),
             mode_end: None,
             tls: OwnTls::default(),
+            loopback: None,
             index: 1,
         }]
     );
@@ -190,7 +191,7 @@ fn an_unknown_key_is_pointed_at_and_the_right_one_named() {
         &report("zzz = 1"),
         &[
             "musttls.toml:1:1",
-            "panic, mode, mode_until, mode_then, trusted_proxies, require, observe, refused_ciphers, persist, existing, server, exception, audit",
+            "panic, mode, mode_until, mode_then, trusted_proxies, require, observe, refused_ciphers, persist, existing, loopback, server, exception, audit",
         ],
     );
     assert_says(
@@ -508,6 +509,110 @@ fn bad_networks_come_with_the_right_one() {
         &exception_report("source"),
         &["exception `a` has no `source`"],
     );
+}
+
+#[test]
+fn conditions_are_read_and_those_of_this_host_need_no_network() {
+    let text = "loopback = \"allow\"\n[[server]]\nname = \"a\"\nloopback = \"same-rule\"\n\
+        [[exception]]\nname = \"e\"\nprograms = [\"mysqldump\"]\nuids = [1001, 0x10]\nlocal_users = [\"root\"]\n\
+        cgroups = [\"/system.slice/app.service/\"]\nexpires = \"never\"\nowner = \"o\"\nreason = \"r\"";
+    let config = parse(text).unwrap().config;
+    let exception = &config.exceptions[0];
+    assert!(exception.source.is_empty());
+    assert_eq!(exception.conditions.programs, ["mysqldump"]);
+    assert_eq!(exception.conditions.uids, Some(vec![0, 1001, 16]));
+    assert_eq!(exception.conditions.local_users, ["root"]);
+    assert_eq!(exception.conditions.cgroups, ["/system.slice/app.service"]);
+    assert_eq!(
+        (config.loopback_of(0), config.loopback_of(1)),
+        (Loopback::Allow, Loopback::SameRule)
+    );
+    assert_eq!(Config::default().loopback, Loopback::SameRule);
+
+    let without = exception_with("source").replace("source\n", "");
+    for (line, is_good) in [
+        ("uids = [1]", true),
+        ("cgroups = [\"/a\"]", true),
+        ("local_users = [\"root\"]", true),
+        ("programs = [\"mysql\"]", false),
+    ] {
+        let text = format!("{without}{line}\n");
+        assert_eq!(parse(&text).is_ok(), is_good, "{text}");
+    }
+    assert_says(
+        &report(&format!("{without}programs = [\"mysql\"]")),
+        &["has no `source`"],
+    );
+}
+
+#[test]
+fn wrong_conditions_are_told_apart() {
+    for (line, parts) in [
+        (
+            "programs = []",
+            &["`programs` is empty", "allow nobody"][..],
+        ),
+        (
+            "programs = [\"a\\u001b\"]",
+            &["cannot be the name of a program", "control characters"],
+        ),
+        (
+            "programs = [\"a\\uFFFD\"]",
+            &["cannot be the name of a program"],
+        ),
+        ("programs = [1]", &["a program must be a string"]),
+        (
+            "uids = [\"root\"]",
+            &["a user id must be an integer", "local_users"],
+        ),
+        ("uids = [-1]", &["`-1` is no user id"]),
+        ("uids = [4294967295]", &["`4294967295` is no user id"]),
+        (
+            "local_users = [\"no-such-user-here\"]",
+            &[
+                "no user `no-such-user-here` in /etc/passwd",
+                "uids = [1001]",
+            ],
+        ),
+        ("local_users = [\"a:b\"]", &["cannot be the name of a user"]),
+        ("cgroups = [\"/\"]", &["the root is the cgroup of all"]),
+        (
+            "cgroups = [\"system.slice\"]",
+            &["`system.slice` is not the path of a cgroup"],
+        ),
+        ("cgroups = [\"/a/../b\"]", &["is not the path of a cgroup"]),
+        ("loopback = \"allow\"", &["belongs at the top of the file"]),
+    ] {
+        assert_says(&exception_report(line), parts);
+    }
+    assert_says(
+        &report("loopback = \"yes\""),
+        &[
+            "`yes` is nothing to do about the loopback device",
+            "same-rule",
+        ],
+    );
+    let many: Vec<String> = (0..65).map(|uid| uid.to_string()).collect();
+    assert_says(
+        &exception_report(&format!("uids = [{}]", many.join(", "))),
+        &["more than 64 values in `uids`"],
+    );
+}
+
+/// As an exception that has ended does not (ADR 0007).
+#[test]
+fn a_local_user_that_is_gone_does_not_stand_in_the_way_of_a_start() {
+    let text = exception_with("local_users = [\"no-such-user-here\"]");
+    let path = Path::new("/etc/musttls/musttls.toml");
+    assert!(Config::parse(path, &text, now(), PastDates::Refuse).is_err());
+    let loaded = Config::parse(path, &text, now(), PastDates::Warn).unwrap();
+    assert!(
+        loaded.warnings[0].contains("holds for nobody by that name"),
+        "{:?}",
+        loaded.warnings
+    );
+    // Nobody, and not anybody.
+    assert_eq!(loaded.config.exceptions[0].conditions.uids, Some(vec![]));
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl Decoder<'_> {
         &mut self,
         section: Section<'_>,
         example: &str,
-        reserved: &str,
+        reserved: &[&str],
         names: &mut HashMap<String, usize>,
     ) -> Option<String> {
         let name = self.required_text(section, "name", &format!("name = \"{example}\""), NAME_MAX);
@@ -41,8 +41,8 @@ impl Decoder<'_> {
         if name.is_empty() {
             return None;
         }
-        if name == reserved {
-            let title = format!("the name `{reserved}` is taken");
+        if reserved.contains(&name.as_str()) {
+            let title = format!("the name `{name}` is taken");
             self.wrong(
                 at,
                 title,
@@ -258,7 +258,7 @@ impl Decoder<'_> {
 fn unknown(name: &str, what: &str, known: &[&str]) -> (String, String) {
     match name {
         "panic" | "mode" | "mode_until" | "mode_then" | "trusted_proxies" | "require"
-        | "observe" | "refused_ciphers" | "persist" | "existing" => (
+        | "observe" | "refused_ciphers" | "persist" | "existing" | "loopback" => (
             format!("`{name}` belongs at the top of the file, before the first [section]"),
             format!("move it up: here it is a key of {what}"),
         ),

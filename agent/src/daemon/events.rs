@@ -132,6 +132,16 @@ impl Daemon {
                 None => {}
             }
             if self
+                .answers
+                .as_ref()
+                .is_some_and(std::thread::JoinHandle::is_finished)
+            {
+                self.end();
+                anyhow::bail!(
+                    "the thread that looks at conditions of exceptions ended: logins would stay held\n  help: start musttls again; what ended it stands above"
+                );
+            }
+            if self
                 .refusals
                 .as_ref()
                 .is_some_and(std::thread::JoinHandle::is_finished)
@@ -157,11 +167,17 @@ impl Daemon {
     /// Takes what is still in flight, and ends.
     fn end(&mut self) {
         self.refusal_thread.stop.store(true, Ordering::Relaxed);
-        if let Some(refusals) = self.refusals.take() {
-            match refusals.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "the refusal thread failed"),
-                Err(_panic) => tracing::error!("the refusal thread panicked"),
+        for (thread, what) in [
+            (self.refusals.take(), "the refusal thread"),
+            (
+                self.answers.take(),
+                "the thread that looks at conditions of exceptions",
+            ),
+        ] {
+            match thread.map(std::thread::JoinHandle::join) {
+                None | Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => tracing::error!(%error, "{what} failed"),
+                Some(Err(_panic)) => tracing::error!("{what} panicked"),
             }
         }
         while let Ok(report) = self.reports.try_recv() {
@@ -191,6 +207,7 @@ impl Daemon {
     pub(super) fn report(&mut self, report: Report) {
         match report {
             Report::Refused(refused) => self.recorder.refused(&refused),
+            Report::Session(record) => self.recorder.session(&record),
             Report::Unreadable(error) => self.recorder.unreadable(&error),
         }
     }

@@ -39,6 +39,7 @@ use tokio::sync::mpsc;
 use crate::bypass::Watch;
 use crate::cli::Exit;
 use crate::clock;
+use crate::conditions::InForce;
 use crate::config::{Config, Layers, PastDates};
 use crate::confine::{self, Confinement};
 use crate::control::Pending;
@@ -123,6 +124,9 @@ struct Daemon {
     started: Timestamp,
     refusal_thread: Arc<ThreadState>,
     refusals: Option<std::thread::JoinHandle<std::io::Result<()>>>,
+    /// The policy that the thread of the answers goes by.
+    in_force: Arc<InForce>,
+    answers: Option<std::thread::JoinHandle<std::io::Result<()>>>,
     /// The root of cgroup v2, kept open as long as the gate is attached to it.
     gate: Gate,
 }

@@ -10,16 +10,16 @@ use std::time::Instant;
 
 use musttls_common::event::{Event, Kind};
 use musttls_common::mysql::SSL_REQUEST_LEN;
-use musttls_common::policy::NO_RULE;
+use musttls_common::policy::{LOOPBACK_RULE, NO_RULE};
 use musttls_common::proxy::Source;
 use musttls_common::verdict::{Mode, Reason};
 
 use crate::audit::AuditLog;
 use crate::audit::record::{
-    Endpoints, OlderThan, Outcome, Proxied, Refusal, Session, Transport, UnixPeer,
+    Endpoints, OlderThan, Outcome, Proxied, Refusal, RestsOn, Session, Transport, UnixPeer,
 };
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, LOOPBACK};
 use crate::datapath::{Extra, Record};
 use crate::login::{LoginDetails, printable};
 use crate::metrics::Metrics;
@@ -115,7 +115,14 @@ impl Recorder {
             Some(Kind::Excepted) => Outcome::Excepted,
             Some(Kind::Observed) => Outcome::Observed,
             Some(Kind::TlsFailed) => Outcome::TlsFailed,
-            Some(Kind::Denied | Kind::Listen | Kind::Unix | Kind::Released | Kind::Older)
+            Some(
+                Kind::Denied
+                | Kind::Listen
+                | Kind::Unix
+                | Kind::Released
+                | Kind::Older
+                | Kind::Asked,
+            )
             | None => return,
         };
         self.tcp(record, outcome, None, None, None);
@@ -223,7 +230,12 @@ impl Recorder {
                 .and_then(|server| server.container.as_deref()),
             policy_name: &self.policy_name,
             policy_version: version,
-            rule: rule.map(|rule| rule.name.as_str()),
+            rule: if event.rule == LOOPBACK_RULE {
+                Some(LOOPBACK)
+            } else {
+                rule.map(|rule| rule.name.as_str())
+            },
+            rests_on: rule.map_or(RestsOn::default(), |rule| RestsOn::of(&rule.conditions)),
             user: user.as_deref(),
             details: details.as_ref(),
             exposed: matches!(transport, Transport::Tls { .. })
@@ -278,6 +290,7 @@ impl Recorder {
             policy_name: &self.policy_name,
             policy_version: version,
             rule: None,
+            rests_on: RestsOn::default(),
             user: None,
             details: None,
             exposed: None,

@@ -137,6 +137,7 @@ impl Daemon {
     pub(super) fn in_force(&mut self, version: u32, now: Timestamp) {
         self.policy_version = version;
         self.recorder.policy(version, self.config.clone());
+        self.in_force.set(version, self.config.clone());
         self.metrics.set_policy(&self.config, version, now);
         self.older.judge_again();
         self.step_older();

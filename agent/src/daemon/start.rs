@@ -21,9 +21,10 @@ use crate::audit::sink::AuditSink;
 use crate::bypass::Watch;
 use crate::capability::{Effective, LOOKING};
 use crate::clock;
+use crate::conditions::{self, InForce};
 use crate::config::{self, Config};
 use crate::confine::{self, Confinement};
-use crate::control;
+use crate::control::{self, Control};
 use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
 use crate::error::{self, Failed, NotPermitted};
 use crate::history::follow::Follower;
@@ -57,8 +58,7 @@ impl Daemon {
         let now = clock::wall();
         let sink = AuditSink::open(&config.audit)?;
         let metrics = Arc::new(Metrics::new(BUILD));
-        let metrics_listener = config.metrics.map(bind_metrics).transpose()?;
-        let control = control::bind(&config.control)?;
+        let sockets = Sockets::bind(&config)?;
 
         let place = Place::find(config.persist)?;
         let server_names = place.number_servers(&mut config)?;
@@ -82,20 +82,23 @@ impl Daemon {
             datapath.denials,
             datapath.held,
             registry.clone(),
-            report,
+            report.clone(),
             lost.clone(),
         )
         .context("start the refusal thread")?;
+        let in_force = Arc::<InForce>::default();
+        let answers = conditions::Engine::new(
+            datapath.asks,
+            datapath.answers,
+            in_force.clone(),
+            report,
+            lost.clone(),
+            &root.fd,
+        )?;
 
-        let (command, commands) = mpsc::channel(16);
-        tokio::spawn(control::serve(control, command));
-        if let Some(listener) = metrics_listener {
-            tokio::spawn(serve_metrics(listener, metrics.clone()));
-        }
+        let commands = sockets.serve(&metrics);
         let config = Arc::new(config);
-        let history = Follower::start(&config);
-        let identity = identity(now);
-        let audit = AuditLog::new(identity, sink);
+        let audit = AuditLog::new(identity(now), sink);
         let mut daemon = Self {
             path: path.to_owned(),
             compiled,
@@ -124,7 +127,7 @@ impl Daemon {
                 metrics.clone(),
                 lost,
             ),
-            history,
+            history: Follower::start(&config),
             registry,
             tagger,
             finder: Finder::default(),
@@ -142,6 +145,8 @@ impl Daemon {
             started: now,
             refusal_thread: Arc::default(),
             refusals: None,
+            in_force,
+            answers: None,
             config,
             gate: Gate {
                 programs: datapath.gate,
@@ -150,16 +155,22 @@ impl Daemon {
                 errors: BTreeMap::new(),
             },
         };
-        daemon.begin(place.former_policy, engine)?;
+        daemon.begin(place.former_policy, engine, answers)?;
         Ok(daemon)
     }
 
     /// Goes on where a former agent ended, finds the servers, and lets refusals begin.
-    fn begin(&mut self, former_policy: Option<u32>, engine: Engine) -> Result<()> {
+    fn begin(
+        &mut self,
+        former_policy: Option<u32>,
+        engine: Engine,
+        answers: conditions::Engine,
+    ) -> Result<()> {
         if let Some(version) = former_policy {
             self.adopt(version)?;
         }
         self.in_force(self.policy_version, self.started);
+        self.answers = Some(start_answers(answers, self.refusal_thread.clone())?);
         self.refresh(true);
         if let Some(error) = self.scan_errors.first() {
             may_look(error, Effective::of_this_process()?)?;
@@ -273,6 +284,41 @@ fn start_refusals(
         .name("refusals".to_owned())
         .spawn(move || engine.run(&state))
         .context("start the refusal thread")
+}
+
+fn start_answers(
+    engine: conditions::Engine,
+    state: Arc<ThreadState>,
+) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
+    std::thread::Builder::new()
+        .name("answers".to_owned())
+        .spawn(move || engine.run(&state))
+        .context("start the thread that looks at conditions of exceptions")
+}
+
+/// Where the agent is asked.
+struct Sockets {
+    control: Control,
+    metrics: Option<tokio::net::TcpListener>,
+}
+
+impl Sockets {
+    fn bind(config: &Config) -> Result<Self> {
+        Ok(Self {
+            metrics: config.metrics.map(bind_metrics).transpose()?,
+            control: control::bind(&config.control)?,
+        })
+    }
+
+    /// Serves both; what is asked at the control socket comes out of the channel.
+    fn serve(self, metrics: &Arc<Metrics>) -> mpsc::Receiver<control::Pending> {
+        let (command, commands) = mpsc::channel(16);
+        tokio::spawn(control::serve(self.control, command));
+        if let Some(listener) = self.metrics {
+            tokio::spawn(serve_metrics(listener, metrics.clone()));
+        }
+        commands
+    }
 }
 
 async fn serve_metrics(listener: tokio::net::TcpListener, metrics: Arc<Metrics>) {

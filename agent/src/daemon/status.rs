@@ -196,6 +196,7 @@ impl Daemon {
         let others = [
             ("held_map_full", at(totals, Global::HeldFull as u32)),
             ("listens_ring_full", at(totals, Global::LostListens as u32)),
+            ("asks_ring_full", at(totals, Global::LostAsks as u32)),
             (
                 "listener_unrecorded",
                 at(totals, Global::ListenerFull as u32),

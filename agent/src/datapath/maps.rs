@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
 use musttls_common::counter::{self, COUNTERS, Mark};
 use musttls_common::event::Event;
+use musttls_common::policy::Answer;
 use musttls_common::session::{Listener, Place, SocketRecord};
 
 use super::Outgoing;
@@ -28,6 +29,18 @@ impl Counters {
             }
         }
         totals
+    }
+}
+
+/// What the agent says of the conditions that sessions meet.
+pub struct Answers(pub(super) HashMap<MapData, u64, u64>);
+
+impl Answers {
+    /// Gives an answer about the session with this cookie, in the place of a former one.
+    pub fn give(&mut self, cookie: u64, answer: Answer) -> Result<()> {
+        self.0
+            .insert(cookie, answer.0, 0)
+            .context("write map ANSWERS")
     }
 }
 

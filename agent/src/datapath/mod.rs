@@ -11,7 +11,7 @@ mod tables;
 pub mod unix_probe;
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, ProgramArray, RingBuf};
@@ -24,7 +24,7 @@ use musttls_common::mysql::USER_MAX;
 use tokio::io::unix::AsyncFd;
 
 pub use links::{Fault, Found};
-pub use maps::{Counters, Held, Known, Listeners, Told};
+pub use maps::{Answers, Counters, Held, Known, Listeners, Told};
 pub use outgoing::Outgoing;
 pub use pins::Pins;
 pub use tables::PolicyTables;
@@ -74,6 +74,10 @@ pub struct Datapath {
     pub denials: Ring,
     /// New listeners.
     pub listens: Ring,
+    /// Logins that the agent is asked about.
+    pub asks: Ring,
+    /// What it answers.
+    pub answers: Answers,
     /// All other sessions.
     pub sessions: Ring,
     /// Whether Unix sessions are reported by the kernel.
@@ -143,6 +147,8 @@ impl Loaded {
             denials: Ring(take(gate, "DENIALS")?),
             sessions: Ring(take(gate, "SESSIONS")?),
             listens: Ring(take(gate, "LISTENS")?),
+            asks: Ring(take(gate, "ASKS")?),
+            answers: Answers(take(gate, "ANSWERS")?),
             policy,
             unix_probe,
             gate: Gate {
@@ -313,6 +319,12 @@ pub struct Ring(RingBuf<MapData>);
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -38,7 +38,7 @@ const MAGIC: u64 = 0xcafe_4a11;
 /// The maps of [`Pins::map`].
 ///
 /// SCRATCH is among them because a segment may be judged by the one gate and its session made by the other.
-pub(super) const LASTING: [&str; 10] = [
+pub(super) const LASTING: [&str; 12] = [
     "SOCKETS",
     "LISTENERS",
     "PLACES",
@@ -46,6 +46,8 @@ pub(super) const LASTING: [&str; 10] = [
     "DENIALS",
     "LISTENS",
     "SESSIONS",
+    "ASKS",
+    "ANSWERS",
     "COUNTERS",
     "TOLD",
     "SCRATCH",

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use ipnet::IpNet;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 
 use crate::cli::{ExceptAdd, ExceptCommand, Exit};
 use crate::clock;
-use crate::config::edit::{self, NewException};
-use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins};
+use crate::config::edit::{self, NewConditions, NewException};
+use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins, unknown_user};
 use crate::console::{complain, print, print_json};
 use crate::edits::{Change, change, not_edited, text_of};
 use crate::login::printable;
@@ -127,9 +127,21 @@ fn exception(new: ExceptAdd, now: Timestamp) -> Result<NewException> {
     {
         bail!("--expires: it would have ended on {end}");
     }
+    if let Some(unknown) = unknown_user(&new.local_user).context("read /etc/passwd")? {
+        bail!(
+            "--local-user: there is no user `{}` in /etc/passwd\n  help: name its number, if another service knows it: --uid",
+            printable(unknown.as_bytes()).0
+        );
+    }
     Ok(NewException {
         name: new.name,
         source: new.source,
+        conditions: NewConditions {
+            programs: new.program,
+            uids: new.uid,
+            local_users: new.local_user,
+            cgroups: new.cgroup,
+        },
         users: new.user,
         server: new.server,
         not_before: new.not_before,
@@ -182,6 +194,12 @@ struct Entry {
     /// Empty for any.
     user: Vec<String>,
     server: Option<String>,
+    /// As clients claim; empty for any, as are the next two.
+    programs: Vec<String>,
+    /// Those of `local_users`, too.
+    uids: Vec<u32>,
+    local_users: Vec<String>,
+    cgroups: Vec<String>,
     not_before: Option<String>,
     /// The first instant at which it does not hold, or `never`.
     expires: String,
@@ -219,6 +237,10 @@ impl Entry {
             source: exception.source.iter().map(ToString::to_string).collect(),
             user: exception.users.clone(),
             server: exception.server.clone(),
+            programs: exception.conditions.programs.clone(),
+            uids: exception.conditions.uids.clone().unwrap_or_default(),
+            local_users: exception.conditions.local_users.clone(),
+            cgroups: exception.conditions.cgroups.clone(),
             not_before: exception.not_before.map(|begin| begin.to_string()),
             expires: end.map_or_else(|| "never".to_owned(), |end| end.to_string()),
             owner: exception.owner.clone(),
@@ -246,10 +268,23 @@ impl fmt::Display for Entry {
             "never" => f.write_str("never ends")?,
             end => write!(f, "ends {end}")?,
         }
-        write!(f, "\n    from {}", some(&self.source))?;
-        if !self.user.is_empty() {
-            let users: Vec<_> = self.user.iter().map(|user| plain(user)).collect();
-            write!(f, ", user {}", some(&users))?;
+        if self.source.is_empty() {
+            f.write_str("\n    from this host")?;
+        } else {
+            write!(f, "\n    from {}", some(&self.source))?;
+        }
+        let uids: Vec<_> = self.uids.iter().map(ToString::to_string).collect();
+        for (what, values) in [
+            ("user", &self.user),
+            ("program (claimed by the client)", &self.programs),
+            ("local user", &self.local_users),
+            ("uid", &uids),
+            ("cgroup", &self.cgroups),
+        ] {
+            if !values.is_empty() {
+                let values: Vec<_> = values.iter().map(|value| plain(value)).collect();
+                write!(f, ", {what} {}", some(&values))?;
+            }
         }
         if let Some(server) = &self.server {
             write!(f, ", server {}", plain(server))?;

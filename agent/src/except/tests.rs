@@ -275,3 +275,41 @@ fn what_the_agent_takes_stays() {
     assert_eq!(told.join().unwrap(), 1);
     assert_eq!(place.names(), ["a"]);
 }
+
+#[test]
+fn conditions_are_written_listed_and_told_apart() {
+    let place = Place::new("");
+    let words = "add --name c --uid 1001 7 --local-user root --cgroup /system.slice/app.service --program mysqldump --for 1d \
+        --owner o --reason r";
+    assert_eq!(place.run(words).unwrap(), Exit::Ok);
+    let text = place.text();
+    for line in [
+        "programs = [\"mysqldump\"]",
+        "uids = [1001, 7]",
+        "local_users = [\"root\"]",
+        "cgroups = [\"/system.slice/app.service\"]",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+    assert!(!text.contains("source"), "{text}");
+    let entries = entries(&place.main(), clock::wall()).unwrap();
+    assert_eq!(entries[0].uids, [0, 1001, 7]);
+    let shown = entries[0].to_string();
+    for part in [
+        "from this host",
+        "program (claimed by the client) mysqldump",
+        "local user root",
+        "uid 0 1001 7",
+        "cgroup /system.slice/app.service",
+    ] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+
+    // A claim is nothing that narrows: all addresses are everyone.
+    let words = "add --name d --program mysql --source 0.0.0.0/0 --for 1d --owner o --reason r";
+    assert_eq!(place.run(words).unwrap(), Exit::Usage);
+    let words = "add --name d --local-user no-such-user-here --for 1d --owner o --reason r";
+    let error = place.run(words).unwrap_err().to_string();
+    assert!(error.contains("no user `no-such-user-here`"), "{error}");
+    assert_eq!(place.names(), ["c"]);
+}

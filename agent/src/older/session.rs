@@ -10,7 +10,7 @@ use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::Mode;
 
 use crate::audit::record::OlderThan;
-use crate::config::{Config, Exception, Existing};
+use crate::config::{Config, Exception, Existing, LOOPBACK, Loopback};
 use crate::socket::Connection;
 
 /// A session older than the gate or its enforcement.
@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// The name of the exception that allows it to be in the clear at `now`, if one does. Its user is not known: one that names
-    /// users does not apply.
+    /// users or conditions does not apply.
     #[must_use]
     pub fn exception<'c>(&self, config: &'c Config, now: Timestamp) -> Option<&'c str> {
         let server = config.server_name(self.settings(config));
@@ -133,13 +133,19 @@ impl Session {
             exception.users.is_empty()
                 && exception.server.as_deref().is_none_or(|one| one == server)
                 && exception.holds(now)
-                && exception
-                    .source
-                    .iter()
-                    .any(|network| network.contains(&self.client.ip()))
+                && !exception.conditions.are_some()
+                && exception.is_for(self.client.ip())
         };
-        let exception = config.exceptions.iter().find(matches)?;
-        Some(&exception.name)
+        let exception = config.exceptions.iter().find(matches);
+        // The gate knows the device, of which the addresses are a sign.
+        let is_local = self.client.ip() == self.server.ip() || self.client.ip().is_loopback();
+        let loopback = || {
+            let is_allowed = config.loopback_of(self.settings(config)) == Loopback::Allow;
+            (is_local && is_allowed).then_some(LOOPBACK)
+        };
+        exception
+            .map(|exception| exception.name.as_str())
+            .or_else(loopback)
     }
 
     /// What it is older than.

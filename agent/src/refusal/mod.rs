@@ -118,6 +118,8 @@ pub struct Refused {
 pub enum Report {
     /// A session was refused.
     Refused(Box<Refused>),
+    /// A session of observe mode passes, and it is known by which exception it would have.
+    Session(Box<Record>),
     /// A record could not be read.
     Unreadable(io::Error),
 }

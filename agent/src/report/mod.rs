@@ -123,9 +123,12 @@ impl<'f> Findings<'f> {
     /// Those whom enforce mode would refuse, on whichever server, the busiest first.
     fn broken(&self) -> Vec<&Judged> {
         let Simulation {
-            refused, observed, ..
+            refused,
+            undecided,
+            observed,
+            ..
         } = &self.simulation;
-        let mut broken: Vec<&Judged> = refused.iter().chain(observed).collect();
+        let mut broken: Vec<&Judged> = refused.iter().chain(undecided).chain(observed).collect();
         broken.sort_by_key(|judged| Reverse(judged.row.sessions));
         broken
     }

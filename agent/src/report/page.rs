@@ -324,6 +324,9 @@ fn exceptions(html: &mut Html, findings: &Findings<'_>) {
 
 fn whom<'h>(html: &'h mut Html, exception: &Exception) -> &'h mut Html {
     let sources: Vec<String> = exception.source.iter().map(ToString::to_string).collect();
+    if sources.is_empty() {
+        html.raw("this host");
+    }
     names(html, &sources);
     if !exception.users.is_empty() {
         html.raw("; user ");
@@ -331,6 +334,9 @@ fn whom<'h>(html: &'h mut Html, exception: &Exception) -> &'h mut Html {
     }
     if let Some(server) = &exception.server {
         html.raw("; server ").foreign(server);
+    }
+    if exception.conditions.are_some() {
+        html.raw("; ").foreign(exception.conditions.to_string());
     }
     html
 }

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use musttls_common::verdict::Mode;
 
 use crate::audit::record::Outcome;
-use crate::config::{Exception, Expiry, OwnTls, ServerConfig};
+use crate::config::{Conditions, Exception, Expiry, OwnTls, ServerConfig};
 use crate::history::{Class, Hole};
 
 const NAMES: [&str; 4] = ["etl", "mysqldump", "libmariadb", "dba@example.com"];
@@ -33,6 +33,7 @@ fn config([user, owner, reason, name]: [&str; 4]) -> Config {
         expires: end,
         owner: owner.to_owned(),
         reason: reason.to_owned(),
+        conditions: Conditions::default(),
     };
     let mut first = exception(
         format!("{name}-used"),
@@ -50,6 +51,7 @@ fn config([user, owner, reason, name]: [&str; 4]) -> Config {
             mode: Some(Mode::Observe),
             mode_end: None,
             tls: OwnTls::default(),
+            loopback: None,
             index: 1,
         }],
         exceptions: vec![

@@ -23,6 +23,10 @@ pub struct Login<'l> {
     pub user: Option<&'l str>,
     /// The name of the server's settings.
     pub server: &'l str,
+    /// Its program, as it calls itself; none if that is not known.
+    pub program: Option<&'l str>,
+    /// The rule that decided about it last: what that one wants of its process on this host it met then.
+    pub last_rule: Option<&'l str>,
 }
 
 /// A condition of an exception.
@@ -39,6 +43,10 @@ pub enum Condition {
     NotBefore,
     /// It has not ended.
     Expires,
+    /// The client calls itself one of its programs.
+    Program,
+    /// The client's process on this host has one of its user ids, and is in one of its cgroups. Nobody but a running agent can tell.
+    Process,
 }
 
 /// The conditions of `exception` that `login` does not meet at `now`.
@@ -53,7 +61,11 @@ pub fn unmet(exception: &Exception, login: &Login<'_>, now: Timestamp) -> Vec<Co
     let is_named = |user: &str| exception.users.iter().any(|named| named == user);
     let server = exception.server.as_deref();
     [
-        (Condition::Source, login.address.is_some_and(is_in)),
+        (
+            Condition::Source,
+            // Only local ones are for any address: of this host.
+            exception.source.is_empty() || login.address.is_some_and(is_in),
+        ),
         (
             Condition::User,
             exception.users.is_empty() || login.user.is_some_and(is_named),
@@ -67,6 +79,14 @@ pub fn unmet(exception: &Exception, login: &Login<'_>, now: Timestamp) -> Vec<Co
             exception.not_before.is_none_or(|begin| begin <= now),
         ),
         (Condition::Expires, exception.expires.holds(now)),
+        (
+            Condition::Program,
+            exception.conditions.meets_program(login.program),
+        ),
+        (
+            Condition::Process,
+            !exception.conditions.are_local() || login.last_rule == Some(&exception.name),
+        ),
     ]
     .into_iter()
     .filter_map(|(condition, is_met)| (!is_met).then_some(condition))
@@ -128,6 +148,7 @@ pub fn allows(exception: &Exception, address: Option<IpAddr>) -> String {
         .collect();
     let mut text = match holding.first() {
         Some(network) => network.to_string(),
+        None if exception.source.is_empty() => "this host".to_owned(),
         None => some(exception.source.iter().map(ToString::to_string), "networks"),
     };
     if !exception.users.is_empty() {
@@ -137,6 +158,10 @@ pub fn allows(exception: &Exception, address: Option<IpAddr>) -> String {
     if let Some(server) = &exception.server {
         text.push_str(" on server ");
         text.push_str(server);
+    }
+    if exception.conditions.are_some() {
+        text.push_str(" if it is ");
+        text.push_str(&exception.conditions.to_string());
     }
     text
 }
@@ -156,6 +181,11 @@ fn but(exception: &Exception, unmet: Condition, login: &Login<'_>) -> String {
             Expiry::At(at) => format!("it ended {}", end(at)),
             Expiry::Never => "it has ended".to_owned(),
         },
+        (Condition::Program, ..) => match login.program {
+            Some(program) => format!("it calls itself {program}"),
+            None => "its program is not known".to_owned(),
+        },
+        (Condition::Process, ..) => "its process is not known here".to_owned(),
     }
 }
 
@@ -197,7 +227,7 @@ fn day(at: Timestamp) -> Option<jiff::civil::Date> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Conditions, Config};
     use crate::history::Client;
     use crate::simulate::{Fate, Judge};
     use jiff::SignedDuration;
@@ -221,6 +251,7 @@ mod tests {
             expires: Expiry::Never,
             owner: "o".to_owned(),
             reason: "r".to_owned(),
+            conditions: Conditions::default(),
         }
     }
 
@@ -238,14 +269,19 @@ mod tests {
             prop::option::of(prop::sample::select(vec!["default", "other"])),
             prop::option::of(-1_i64..=1),
             prop::option::of(-1_i64..=1),
+            prop::collection::vec(prop::sample::select(vec!["p", "q"]), 0..2),
         )
-            .prop_map(|(source, users, server, begin, end)| {
+            .prop_map(|(source, users, server, begin, end, programs)| {
                 let at = |seconds| now() + SignedDuration::from_secs(seconds);
                 Exception {
                     users: users.into_iter().map(str::to_owned).collect(),
                     server: server.map(str::to_owned),
                     not_before: begin.map(at),
                     expires: end.map_or(Expiry::Never, |seconds| Expiry::At(at(seconds))),
+                    conditions: Conditions {
+                        programs: programs.into_iter().map(str::to_owned).collect(),
+                        ..Conditions::default()
+                    },
                     ..exception(source, source)
                 }
             })
@@ -257,25 +293,29 @@ mod tests {
             exceptions in prop::collection::vec(an_exception(), 0..6),
             address in prop::sample::select(vec!["10.0.0.1", "10.9.9.9", "192.0.2.7", "2001:db8::1", "::1"]),
             user in prop::option::of(prop::sample::select(vec!["x", "y", "z"])),
+            program in prop::option::of(prop::sample::select(vec!["p", "r"])),
         ) {
             let address: IpAddr = address.parse().unwrap();
-            let login = Login { address: Some(address), user, server: "default" };
+            let login = Login { address: Some(address), user, server: "default", program, last_rule: None };
+            // Those that the tables can hold come first.
             let met = exceptions
                 .iter()
-                .find(|exception| unmet(exception, &login, now()).is_empty())
+                .filter(|exception| unmet(exception, &login, now()).is_empty())
+                .min_by_key(|exception| exception.conditions.are_some())
                 .map(|exception| exception.name.clone());
             let near = near(&exceptions, &login, now());
             let config = Config { exceptions, ..Config::default() };
             let client = Client {
                 peer: Some(address),
                 user: user.map(Arc::from),
+                program: program.map(Arc::from),
                 ..Client::in_the_clear()
             };
             let fate = Judge::new(&config, now()).fate_on(0, &client);
             let decided = match fate {
                 Fate::Excepted(name) => Some(name.to_owned()),
                 Fate::Observed(_) => None,
-                Fate::Passes | Fate::Refused(_) => panic!("{fate:?}"),
+                Fate::Passes | Fate::Refused(_) | Fate::Undecided(..) => panic!("{fate:?}"),
             };
             prop_assert_eq!(met, decided);
             prop_assert!(near.iter().all(|near| !near.unmet.is_empty()));
@@ -309,6 +349,8 @@ mod tests {
                 address: Some("10.1.2.3".parse().unwrap()),
                 user,
                 server: "orders",
+                program: None,
+                last_rule: None,
             };
             let near = near(&exceptions, &login, now());
             near.into_iter().map(|near| near.why).collect::<Vec<_>>()

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::near::{Login, Near, allows, end, near};
 use super::words;
 use crate::cipher;
-use crate::config::{Config, Exception, Expiry};
+use crate::config::{Config, Exception, Expiry, LOOPBACK};
 use crate::history::{Class, Client};
 use crate::simulate::{Fate, Judge, known_user};
 
@@ -23,7 +23,7 @@ pub struct Decision {
     pub servers: Vec<String>,
     /// `observe` or `enforce`.
     pub mode: &'static str,
-    /// `passes`, `excepted`, `observed` or `refused`.
+    /// `passes`, `excepted`, `undecided` (excepted or refused, by its process on this host), `observed` or `refused`.
     pub fate: &'static str,
     /// The exception that allows it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,10 +35,10 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Whether it is refused.
+    /// Whether it is refused, or may be.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        self.fate == "refused"
+        matches!(self.fate, "refused" | "undecided")
     }
 
     /// What `config` does about `client` on the entry `index` of its servers.
@@ -50,25 +50,32 @@ impl Decision {
             address: judge.address(client),
             user: known_user(client),
             server,
+            program: client.program.as_deref(),
+            last_rule: client.rule.as_deref(),
         };
         let config = config.at(now);
         let fate = judge.fate_on(index, client);
+        let by = |name: &str| {
+            let by = config.exceptions.iter().find(|it| it.name == name);
+            by.map(|by| excepted(by, &login)).unwrap_or_default()
+        };
         let (word, exception, why) = match fate {
             Fate::Passes => ("passes", None, passes(client)),
-            Fate::Excepted(name) => {
-                let by = config.exceptions.iter().find(|it| it.name == name);
-                (
-                    "excepted",
-                    by,
-                    by.map(|by| excepted(by, &login)).unwrap_or_default(),
-                )
+            Fate::Excepted(LOOPBACK) => ("excepted", Some(LOOPBACK), over_loopback()),
+            Fate::Excepted(name) => ("excepted", Some(name), by(name)),
+            Fate::Undecided(name, _) => {
+                let why = format!("{}; which process it is, only the agent can tell", by(name));
+                ("undecided", Some(name), why)
             }
             Fate::Observed(reason) => ("observed", None, observed(&config, index, reason)),
             Fate::Refused(reason) => ("refused", None, refused(&config, index, reason)),
         };
         let can_be_excepted = match client.class {
             Class::Plaintext | Class::Older | Class::Tls => {
-                matches!(fate, Fate::Observed(_) | Fate::Refused(_))
+                matches!(
+                    fate,
+                    Fate::Observed(_) | Fate::Refused(_) | Fate::Undecided(..)
+                )
             }
             Class::NoException | Class::TlsFailed | Class::Unix => false,
         };
@@ -76,7 +83,7 @@ impl Decision {
             servers: vec![server.to_owned()],
             mode: config.mode_of(index).as_str(),
             fate: word,
-            exception: exception.map(|exception| exception.name.clone()),
+            exception: exception.map(str::to_owned),
             why,
             near: if can_be_excepted {
                 near(&config.exceptions, &login, now)
@@ -117,6 +124,10 @@ fn passes(client: &Client) -> String {
         }
         Class::Plaintext | Class::NoException => "no rule is against it".to_owned(),
     }
+}
+
+fn over_loopback() -> String {
+    "loopback = \"allow\" lets in what comes over the loopback device".to_owned()
 }
 
 fn excepted(by: &Exception, login: &Login<'_>) -> String {

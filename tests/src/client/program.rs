@@ -19,15 +19,20 @@ const PYMYSQL: &str = include_str!("pymysql.py");
 const CONNECTOR_PYTHON: &str = include_str!("connector.py");
 const NODE_MYSQL2: &str = include_str!("mysql2.js");
 
-pub(super) fn login(client: Client, host: &Host, login: &Login) -> Result<Answer> {
-    let mut command = match client {
+pub(super) fn login(
+    client: Client,
+    host: &Host,
+    login: &Login,
+    launcher: &[&str],
+) -> Result<Answer> {
+    let command = match client {
         Client::MariaDbCli | Client::MySqlCli => command_line(client, login, QUERY)?,
         Client::PyMySql => python(PYMYSQL, login)?,
         Client::ConnectorPython => python(CONNECTOR_PYTHON, login)?,
         Client::NodeMySql2 => node(login)?,
         Client::MySqlAsync => bail!("mysql_async is no program"),
     };
-    let (_, text) = run(host, &mut command)?;
+    let (_, text) = run(host, &mut through(launcher, command))?;
     let result = match client {
         Client::MariaDbCli | Client::MySqlCli => read_table(&text),
         _ => read_json(&text),
@@ -37,6 +42,17 @@ pub(super) fn login(client: Client, host: &Host, login: &Login) -> Result<Answer
         text: text.trim().to_owned(),
         result,
     })
+}
+
+/// `command`, started by the words of `launcher`.
+fn through(launcher: &[&str], command: Command) -> Command {
+    let Some((first, words)) = launcher.split_first() else {
+        return command;
+    };
+    let mut started = Command::new(first);
+    started.args(words);
+    started.arg(command.get_program()).args(command.get_args());
+    started
 }
 
 pub(super) fn admin_ping(

@@ -51,6 +51,7 @@ const CHOSEN: &[(&str, &[&str])] = &[
 /// What `--full` runs, whole.
 const FULL: &[&str] = &[
     "bypass",
+    "conditions",
     "evasion",
     "evasion_random",
     "evasion_tcp",
