@@ -14,7 +14,7 @@ use musttls_common::mysql::{
     USER_OFFSET_41, USER_OFFSET_320, auth_response,
 };
 use musttls_common::policy::{Found, NO_RULE, Sets, UserKey, Walk};
-use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
+use musttls_common::session::{Endpoints, ListenerClass, Phase, Place, SocketRecord};
 use musttls_common::verdict::{Action, Hold, Mode, Reason, Verdict};
 
 use crate::emit::Ring;
@@ -53,6 +53,10 @@ pub(crate) fn on_packet(ctx: &SkBuffContext) -> Action {
             // SAFETY: as above.
             let state = unsafe { (*sk).state };
             if state == BPF_TCP_LISTEN {
+                if record.listener_cookie == 0 {
+                    // `session::listens` has made it on another CPU and is yet to fill it.
+                    fill(ctx, record, place::of_packet(ctx, sk));
+                }
                 listener(ctx, sk, record)
             } else {
                 without_session(ctx, record)
@@ -105,13 +109,20 @@ fn untagged_listener(ctx: &SkBuffContext, sk: *mut aya_ebpf::bindings::bpf_sock)
         emit::count_global(Global::ListenerFull);
         return Action::Pass;
     };
-    record.listener_cookie = cookie;
+    fill(ctx, record, place);
+    listener(ctx, sk, record)
+}
+
+/// Fills the new record of a listener. Its sessions are of the listener with this cookie: one that had none would be of nobody's.
+#[inline(always)]
+fn fill(ctx: &SkBuffContext, record: &mut SocketRecord, place: Place) {
+    // SAFETY: the helper takes the context of a `cgroup_skb` program; the packet's socket is the listener.
+    record.listener_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     record.abi = musttls_common::ABI_VERSION;
     record.cookie = place.netns;
     record.endpoints.server_addr = place.addr;
     record.endpoints.server_port = place.port as u16;
     record.endpoints.server = policy::server_of(place.port as u16);
-    listener(ctx, sk, record)
 }
 
 /// Whether the agent has found that a listener is no server's.

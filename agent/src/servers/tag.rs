@@ -144,6 +144,10 @@ impl Tagger {
     /// Tells the gate what a new listener is that no server has a descriptor of: nothing more than its place tells, if that is covered;
     /// else no server's. The caller knows that none can be a server's at a place that is not covered.
     pub fn name(&mut self, new: NewListener) -> anyhow::Result<()> {
+        if new.cookie == 0 {
+            // No socket has this cookie: the name would be that of every listener whose record has yet to get its own.
+            return Ok(());
+        }
         let covering = self.places.covering(new.netns, new.address, new.port);
         let tag = covering.map_or_else(
             || Tag::named(0, ListenerClass::Other),

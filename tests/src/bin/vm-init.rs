@@ -31,6 +31,8 @@ use rustix::system::{RebootCommand, reboot};
 const PATIENCE: Duration = Duration::from_mins(2);
 
 const PORT: u16 = 3306;
+/// How often a server is started anew.
+const RESTARTS: usize = 10;
 /// The account in the VM's data directory; its password is the same word.
 const USER: &str = "tester";
 const GENERAL_LOG: &str = "/var/lib/mysql/general.log";
@@ -192,7 +194,12 @@ fn check_all() -> Result<()> {
             );
             check("the server never read the refused user", user_is_unknown());
             check("refusals end by themselves", refusals_land(&agent));
-            check("a new listener is covered", restart_is_covered());
+            // Its first session races with the end of listen(2).
+            let restarts = (0..RESTARTS).try_for_each(|_| restart_is_covered());
+            check(
+                "a new listener is covered",
+                restarts.map(|()| String::new()),
+            );
             check("the TLS floor holds", floor_holds(&agent));
             check("observe mode passes", observe_passes(&agent));
             check("the agent ends in order", ends_in_order(&mut agent));
@@ -320,7 +327,7 @@ fn refusals_land(agent: &Agent) -> Result<String> {
 }
 
 /// A second server, with its own port, and nothing but the first session to judge.
-fn restart_is_covered() -> Result<String> {
+fn restart_is_covered() -> Result<()> {
     let place = Path::new("/tmp/second");
     output(
         Command::new("/bin/cp")
@@ -349,7 +356,7 @@ fn restart_is_covered() -> Result<String> {
         first.error() == Some(ErrorPacket::refusal(2, Some("08004"))),
         "{first:?}"
     );
-    Ok(String::new())
+    fs::remove_dir_all(place).context("remove the second mariadbd's data")
 }
 
 /// At the `ClientHello`, which is refused with an alert, and at the `ServerHello`.
