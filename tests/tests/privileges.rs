@@ -63,8 +63,8 @@ fn mask(capabilities: &[(&str, u32)]) -> String {
 /// That each thread has these capabilities and no others, a filter of system calls, and no way to more.
 fn is_confined(agent: &Agent, capabilities: &[(&str, u32)], bounding: &str) {
     let threads = threads(agent);
-    // The event loop, the refusals, the history.
-    assert_eq!(threads.len(), 3, "{threads:?}");
+    // The event loop, the refusals, the answers, the history.
+    assert_eq!(threads.len(), 4, "{threads:?}");
     let (all, none) = (mask(capabilities), mask(&[]));
     for thread in threads {
         for (line, value) in [
