@@ -68,8 +68,9 @@ impl Terminal {
         .map(File::from)
         .with_context(|| format!("open {}", path.display()))?;
         let share = || slave.try_clone().context("share the terminal");
-        let child = Command::new("setsid")
-            .arg("--ctty")
+        // Whoever runs the tests in the background may have them ignore what Ctrl-C sends.
+        let child = Command::new("env")
+            .args(["--default-signal=INT", "setsid", "--ctty"])
             .args(words)
             .env("TERM", "xterm-256color")
             .env_remove("NO_COLOR")
