@@ -33,6 +33,7 @@ pub mod report;
 pub mod scan;
 pub mod servers;
 pub mod simulate;
+pub mod sock_diag;
 pub mod socket;
 pub mod span;
 pub mod status;

@@ -4,18 +4,15 @@
 //! its server's end by the session's cookie there: addresses and ports can be the same in several.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
 
 use musttls_common::session::Endpoints;
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _};
+use netlink_packet_core::{NetlinkPayload, Nla as _};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::InetResponse;
 use netlink_packet_sock_diag::inet::nlas::Nla;
-use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
-};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::Socket;
+
+use crate::sock_diag::{End, connect, end, exchange, request, unexpected};
 
 /// `INET_DIAG_CGROUP_ID` (`include/uapi/linux/inet_diag.h`): the cgroup that the socket was made in, where the kernel has
 /// `CONFIG_SOCK_CGROUP_DATA`.
@@ -50,16 +47,14 @@ pub enum Found {
 
 /// The client of the session with `cookie` between `endpoints`.
 pub fn of(endpoints: &Endpoints, cookie: u64) -> io::Result<Found> {
-    let server = (address(endpoints.server_addr), endpoints.server_port);
-    let client = (address(endpoints.client_addr), endpoints.client_port);
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let own = ask(&mut socket, server, client, cookie.to_ne_bytes())?;
+    let server = end(endpoints.server_addr, endpoints.server_port);
+    let client = end(endpoints.client_addr, endpoints.client_port);
+    let socket = connect()?;
+    let own = ask(&socket, server, client, cookie.to_ne_bytes())?;
     if own.is_none_or(|own| !is_between(&own, server, client)) {
         return Ok(Found::Elsewhere);
     }
-    let other = ask(&mut socket, client, server, ANY_COOKIE)?;
+    let other = ask(&socket, client, server, ANY_COOKIE)?;
     let Some(other) = other.filter(|other| is_between(other, client, server)) else {
         return Ok(Found::Nobody);
     };
@@ -73,48 +68,15 @@ pub fn of(endpoints: &Endpoints, cookie: u64) -> io::Result<Found> {
     }))
 }
 
-fn address(octets: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(octets).to_canonical()
-}
-
 /// The socket that is connected from `source` to `destination`; the kernel may also name a listener.
 fn ask(
-    socket: &mut Socket,
-    source: (IpAddr, u16),
-    destination: (IpAddr, u16),
+    socket: &Socket,
+    source: End,
+    destination: End,
     cookie: [u8; 8],
 ) -> io::Result<Option<InetResponse>> {
-    let family = if source.0.is_ipv4() && destination.0.is_ipv4() {
-        AF_INET
-    } else {
-        AF_INET6
-    };
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all(),
-        socket_id: SocketId {
-            source_port: source.1,
-            destination_port: destination.1,
-            source_address: source.0,
-            destination_address: destination.0,
-            interface_id: 0,
-            cookie,
-        },
-    };
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let message = SockDiagMessage::InetRequest(request);
-    let mut packet = NetlinkMessage::new(header, message.into());
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    match answer.payload {
+    let message = SockDiagMessage::InetRequest(request(source, destination, cookie));
+    match exchange(socket, message, 0)? {
         NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
             Ok(Some(*response))
         }
@@ -126,14 +88,11 @@ fn ask(
                 _ => Err(error),
             }
         }
-        other => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("netlink answered {other:?}"),
-        )),
+        other => Err(unexpected(&other)),
     }
 }
 
-fn is_between(response: &InetResponse, source: (IpAddr, u16), destination: (IpAddr, u16)) -> bool {
+fn is_between(response: &InetResponse, source: End, destination: End) -> bool {
     let id = &response.header.socket_id;
     (id.source_address.to_canonical(), id.source_port) == source
         && (id.destination_address.to_canonical(), id.destination_port) == destination
@@ -155,7 +114,7 @@ fn cgroup(nla: &Nla) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{SocketAddr as Address, TcpListener, TcpStream};
+    use std::net::{IpAddr, SocketAddr as Address, TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
 
     fn octets(address: Address) -> [u8; 16] {
@@ -228,15 +187,10 @@ mod tests {
     #[test]
     fn a_client_that_is_not_there_is_nobody_although_the_server_listens() {
         let session = session("127.0.0.1:0");
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG).unwrap();
-        socket.bind_auto().unwrap();
-        socket.connect(&SocketAddr::new(0, 0)).unwrap();
-        let server = (
-            address(session.endpoints.server_addr),
-            session.endpoints.server_port,
-        );
-        let stranger = (address(session.endpoints.client_addr), 1);
-        let answer = ask(&mut socket, stranger, server, ANY_COOKIE).unwrap();
+        let socket = connect().unwrap();
+        let server = end(session.endpoints.server_addr, session.endpoints.server_port);
+        let stranger = end(session.endpoints.client_addr, 1);
+        let answer = ask(&socket, stranger, server, ANY_COOKIE).unwrap();
         assert!(answer.is_none_or(|answer| !is_between(&answer, stranger, server)));
     }
 }

@@ -2,71 +2,31 @@
 //! a connection of this network namespace, chosen by its addresses and its cookie.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
 
 use musttls_common::session::Endpoints;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_core::{NLM_F_ACK, NetlinkPayload};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
+
+use crate::sock_diag::{connect, end, exchange, request, unexpected};
 
 /// Resets the connection between `endpoints` whose socket on this host has `cookie`. The server's side sees
 /// `ECONNABORTED`, the client an RST.
 pub fn destroy(endpoints: &Endpoints, cookie: u64) -> io::Result<()> {
-    let server = Ipv6Addr::from(endpoints.server_addr).to_canonical();
-    let client = Ipv6Addr::from(endpoints.client_addr).to_canonical();
-    let family = if matches!((server, client), (IpAddr::V4(_), IpAddr::V4(_))) {
-        AF_INET
-    } else {
-        AF_INET6
-    };
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all(),
-        socket_id: SocketId {
-            source_port: endpoints.server_port,
-            destination_port: endpoints.client_port,
-            source_address: server,
-            destination_address: client,
-            interface_id: 0,
-            cookie: cookie.to_ne_bytes(),
-        },
-    };
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let server = end(endpoints.server_addr, endpoints.server_port);
+    let client = end(endpoints.client_addr, endpoints.client_port);
+    let request = request(server, client, cookie.to_ne_bytes());
     let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
-    let mut packet = NetlinkMessage::new(header, message.into());
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    match answer.payload {
+    match exchange(&connect()?, message, NLM_F_ACK)? {
         NetlinkPayload::Error(error) if error.code.is_none() => Ok(()),
         NetlinkPayload::Error(error) => Err(error.to_io()),
-        other => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("netlink answered {other:?}"),
-        )),
+        other => Err(unexpected(&other)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{SocketAddr as Address, TcpListener, TcpStream};
+    use std::net::{IpAddr, SocketAddr as Address, TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
 
     fn octets(address: Address) -> [u8; 16] {
