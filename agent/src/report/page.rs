@@ -19,6 +19,8 @@ use crate::simulate::Judged;
 
 /// Most rows of a table: more is for programs, and for a browser too much.
 const ROWS: usize = 500;
+/// Titles of the columns that say who a client is.
+const CLIENT: [&str; 5] = ["client", "user", "program", "driver", "server"];
 /// Most networks or users of an exception that are shown.
 const NAMES: usize = 8;
 /// How soon an exception ends that is marked: as `musttls except expiring` has it.
@@ -229,16 +231,8 @@ fn in_the_clear(html: &mut Html, findings: &Findings<'_>) {
     html.raw("<p>")
         .text(counted(as_u64(clear.len()), "client", "clients"))
         .raw(", the busiest first. What driver and program it is, is what the client itself says.</p>\n");
-    let titles = [
-        "client",
-        "user",
-        "program",
-        "driver",
-        "server",
-        "sessions",
-        "last seen (UTC)",
-        "the last time",
-    ];
+    let own = ["sessions", "last seen (UTC)", "the last time"];
+    let titles = [&CLIENT[..], &own].concat();
     let mut table = Table::open(html, "Clients in plaintext", &titles);
     for row in rows(clear) {
         table.row(|cells| {
@@ -378,16 +372,8 @@ fn refusals(html: &mut Html, findings: &Findings<'_>) {
         html.raw("</section>\n");
         return;
     }
-    let titles = [
-        "client",
-        "user",
-        "program",
-        "driver",
-        "server",
-        "refused",
-        "of sessions",
-        "last seen (UTC)",
-    ];
+    let own = ["refused", "of sessions", "last seen (UTC)"];
+    let titles = [&CLIENT[..], &own].concat();
     let mut table = Table::open(html, "Clients of whom sessions were refused", &titles);
     for row in rows(refused) {
         table.row(|cells| {
@@ -455,9 +441,7 @@ fn judged(
         html.raw("<p>Nobody.</p>\n");
         return;
     }
-    let titles = [
-        "client", "user", "program", "driver", "server", "sessions", last,
-    ];
+    let titles = [&CLIENT[..], &["sessions", last]].concat();
     let mut table = Table::open(html, caption, &titles);
     for judged in rows.iter().take(ROWS) {
         table.row(|cells| {
@@ -595,7 +579,7 @@ impl Cells<'_> {
         self.html.raw(markup).raw(title).raw("\">");
     }
 
-    /// The five cells of who it is: client, user, program, driver, server.
+    /// The cells of who it is, below the titles of [`CLIENT`].
     fn client(&mut self, row: &Row) {
         self.cell(|html| match (row.client, row.proxied) {
             (Some(peer), Some(proxied)) => html.text(format_args!("{proxied} via {peer}")),
