@@ -329,6 +329,19 @@ impl Agent {
         self.home.musttls(args)
     }
 
+    /// The same: standard output, standard error and exit code.
+    pub fn told(&self, args: &[&str]) -> Result<(String, String, Option<i32>)> {
+        let output = self.musttls(args)?;
+        let text = |bytes| {
+            String::from_utf8(bytes).with_context(|| format!("what musttls {args:?} printed"))
+        };
+        Ok((
+            text(output.stdout)?,
+            text(output.stderr)?,
+            output.status.code(),
+        ))
+    }
+
     /// `musttls status --json`.
     pub fn status(&self) -> Result<Value> {
         let output = self.home.musttls(&["status", "--json"])?;

@@ -29,19 +29,8 @@ const OBSERVE: &str = "mode = \"observe\"";
 const ENFORCE: &str = "mode = \"enforce\"\n[[server]]\nname = \"orders\"\nports = [3306]\n";
 const OWNER: &str = "dba@example.com";
 
-/// Standard output, standard error and exit code.
-fn musttls(agent: &Agent, args: &[&str]) -> (String, String, Option<i32>) {
-    let output = agent.musttls(args).unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        text(output.stdout),
-        text(output.stderr),
-        output.status.code(),
-    )
-}
-
 fn json(agent: &Agent, args: &[&str]) -> Value {
-    let (text, errors, _) = musttls(agent, args);
+    let (text, errors, _) = agent.told(args).unwrap();
     serde_json::from_str(&text)
         .with_context(|| format!("{args:?} printed {text}\n{errors}"))
         .unwrap()
@@ -136,7 +125,9 @@ fn every_client_is_listed_with_its_driver_and_the_fix() {
     assert_eq!(secure[0]["tls_version"], "1.3");
     assert!(secure[0].get("fix").is_none());
 
-    let (text, _, code) = musttls(&agent, &["clients", "--plaintext", "--since", "1h"]);
+    let (text, _, code) = agent
+        .told(&["clients", "--plaintext", "--since", "1h"])
+        .unwrap();
     assert_eq!(code, Some(0));
     assert!(
         text.contains("sslMode") || text.contains("--ssl-mode=REQUIRED"),
@@ -146,7 +137,7 @@ fn every_client_is_listed_with_its_driver_and_the_fix() {
         text.contains("PyMySQL (1): ") && !text.contains("secure"),
         "{text}"
     );
-    let (text, _, _) = musttls(&agent, &["clients", "--user", "nobody"]);
+    let (text, _, _) = agent.told(&["clients", "--user", "nobody"]).unwrap();
     assert!(text.contains("nobody is on record"), "{text}");
 }
 
@@ -173,21 +164,22 @@ fn what_is_learned_lets_in_exactly_those_who_were_seen() {
     );
     assert_eq!(simulated["refused"][0]["client"], net.app.v4().to_string());
     assert_eq!(simulated["refused"][0]["user"], USER);
-    let (text, _, code) = musttls(&agent, &["simulate", "--policy", policy.to_str().unwrap()]);
+    let (text, _, code) = agent
+        .told(&["simulate", "--policy", policy.to_str().unwrap()])
+        .unwrap();
     assert_eq!(code, Some(1), "{text}");
     assert!(
         text.contains("1 would be refused\n") && text.contains(USER),
         "{text}"
     );
     // As it is in force, it would not, and says that, too.
-    let (text, _, code) = musttls(
-        &agent,
-        &[
+    let (text, _, code) = agent
+        .told(&[
             "simulate",
             "--policy",
             agent.home().config().to_str().unwrap(),
-        ],
-    );
+        ])
+        .unwrap();
     assert_eq!(code, Some(0), "{text}");
     assert!(
         text.contains("if their server were in enforce mode"),
@@ -204,7 +196,7 @@ fn what_is_learned_lets_in_exactly_those_who_were_seen() {
         "--write",
         learned.to_str().unwrap(),
     ];
-    let (_, errors, code) = musttls(&agent, &learn);
+    let (_, errors, code) = agent.told(&learn).unwrap();
     assert_eq!(code, Some(0), "{errors}");
     let text = fs::read_to_string(&learned).unwrap();
     assert!(text.contains(&format!("\"{}/32\"", net.app.v4())), "{text}");
@@ -214,7 +206,7 @@ fn what_is_learned_lets_in_exactly_those_who_were_seen() {
     );
     assert_eq!(fs::metadata(&learned).unwrap().mode() & 0o777, 0o640);
     // What is there is not written over.
-    let (_, errors, code) = musttls(&agent, &learn);
+    let (_, errors, code) = agent.told(&learn).unwrap();
     assert_eq!(code, Some(1), "{errors}");
     assert!(
         errors.contains("File exists") && errors.contains("help: "),
@@ -241,7 +233,7 @@ fn what_is_learned_lets_in_exactly_those_who_were_seen() {
         0,
         "{simulated}"
     );
-    let (_, _, code) = musttls(&agent, &simulate);
+    let (_, _, code) = agent.told(&simulate).unwrap();
     assert_eq!(code, Some(0));
     agent.set_policy(&excused).unwrap();
     assert_eq!(login(&server, &net.app, USER), None);
@@ -304,7 +296,7 @@ fn a_damaged_index_is_made_anew_and_the_daemon_goes_on() {
     for path in [index.clone(), index.with_extension("db-wal")] {
         fs::write(&path, "no database ".repeat(10_000)).unwrap();
     }
-    let (text, errors, code) = musttls(&agent, &["clients"]);
+    let (text, errors, code) = agent.told(&["clients"]).unwrap();
     assert_eq!(code, Some(0), "{errors}");
     assert!(errors.contains("was made anew"), "{errors}");
     assert!(text.contains(USER), "{text}");
@@ -320,7 +312,7 @@ fn a_damaged_index_is_made_anew_and_the_daemon_goes_on() {
     .unwrap();
     assert_eq!(login(&site.server, &site.net.app, USER), None);
     await_clients(&agent, 3, plaintext);
-    let (_, _, code) = musttls(&agent, &["history", "rebuild"]);
+    let (_, _, code) = agent.told(&["history", "rebuild"]).unwrap();
     assert_eq!(code, Some(0));
     await_clients(&agent, 3, plaintext);
     assert!(!agent.log().unwrap().contains("panicked"));
@@ -381,7 +373,7 @@ fn names_that_disturb_a_terminal_are_shown_safely() {
         assert!(!text.contains(['\u{1b}', '\u{7}']), "{args:?}: {text:?}");
     }
     // Nobody can write such a name into a policy: no exception is proposed.
-    let (text, _, _) = musttls(&agent, &["learn", "--owner", OWNER]);
+    let (text, _, _) = agent.told(&["learn", "--owner", OWNER]).unwrap();
     assert!(
         text.contains("# Not proposed") && !text.contains("\n[[exception]]"),
         "{text}"
@@ -407,7 +399,7 @@ fn a_report_is_a_page_in_a_file_and_no_text_for_a_terminal() {
         "--output",
         file.to_str().unwrap(),
     ];
-    let (text, said, code) = musttls(&agent, &write);
+    let (text, said, code) = agent.told(&write).unwrap();
     assert_eq!((text.as_str(), code), ("", Some(0)), "{said}");
     assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
     let page = fs::read_to_string(&file).unwrap();
@@ -420,7 +412,7 @@ fn a_report_is_a_page_in_a_file_and_no_text_for_a_terminal() {
     );
     // An agent runs with this policy.
     assert!(page.contains(", version 1, in force"), "{page}");
-    let (text, _, _) = musttls(&agent, &["report", "--since", "1h"]);
+    let (text, _, _) = agent.told(&["report", "--since", "1h"]).unwrap();
     assert!(text.starts_with("<!DOCTYPE html>") && text.ends_with("</html>\n"));
 
     let (binary, config) = (agent_binary().unwrap(), agent.home().config());
@@ -449,12 +441,12 @@ fn without_a_file_of_records_there_is_none_and_it_is_said() {
             .unwrap()
             .contains("who connects how is not kept")
     );
-    let (status, _, _) = musttls(&agent, &["status"]);
+    let (status, _, _) = agent.told(&["status"]).unwrap();
     assert!(
         status.contains("\n          there is no history: audit records go to /dev/null\n"),
         "{status}"
     );
-    let (_, errors, code) = musttls(&agent, &["clients"]);
+    let (_, errors, code) = agent.told(&["clients"]).unwrap();
     assert_eq!(code, Some(1));
     assert!(
         errors.contains("/dev/null") && errors.contains("help: "),

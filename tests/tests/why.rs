@@ -31,17 +31,6 @@ fn policy(site: &Site) -> String {
     )
 }
 
-/// Standard output, standard error and exit code.
-fn musttls(agent: &Agent, args: &[&str]) -> (String, String, Option<i32>) {
-    let output = agent.musttls(args).unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        text(output.stdout),
-        text(output.stderr),
-        output.status.code(),
-    )
-}
-
 fn login(site: &Site, user: Option<&str>) -> Option<u16> {
     let mut login = Login::new(&site.server, &site.net.app, Tls::Off);
     if let Some(user) = user {
@@ -78,7 +67,7 @@ fn a_refusal_is_explained_as_it_was_and_as_it_would_be() {
     let uid = denied.text("/metadata/uid").to_owned();
     let number = denied.number("/metadata/sequence").unwrap().to_string();
 
-    let (text, errors, code) = musttls(&agent, &["why", &uid]);
+    let (text, errors, code) = agent.told(&["why", &uid]).unwrap();
     assert_eq!(code, Some(1), "{text}{errors}");
     let app = site.net.app.v4();
     for told in [
@@ -94,12 +83,12 @@ fn a_refusal_is_explained_as_it_was_and_as_it_would_be() {
     ] {
         assert!(text.contains(&told), "no `{told}` in {text}");
     }
-    assert_eq!(musttls(&agent, &["why", &number]).0, text);
+    assert_eq!(agent.told(&["why", &number]).unwrap().0, text);
 
     // Excused meanwhile: what was decided stays, what would be decided does not.
     let excused = policy(&site).replace("2026-01-01", "\"never\"");
     agent.set_policy(&excused).unwrap();
-    let (text, _, code) = musttls(&agent, &["why", &uid]);
+    let (text, _, code) = agent.told(&["why", &uid]).unwrap();
     assert_eq!(code, Some(0), "{text}");
     assert!(
         text.contains("then: refused") && text.contains("now:  passes: exception late allows"),
@@ -117,9 +106,9 @@ fn a_refusal_is_explained_as_it_was_and_as_it_would_be() {
         Ok(audit.exists().then_some(()))
     })
     .unwrap();
-    let (text, _, code) = musttls(&agent, &["why", &uid]);
+    let (text, _, code) = agent.told(&["why", &uid]).unwrap();
     assert!(code == Some(0) && text.contains("then: refused"), "{text}");
-    let (_, errors, code) = musttls(&agent, &["why", "999999"]);
+    let (_, errors, code) = agent.told(&["why", "999999"]).unwrap();
     assert_eq!(code, Some(1));
     assert!(
         errors.contains("no record is known by `999999`")
@@ -137,9 +126,11 @@ fn what_is_said_of_an_address_is_what_the_gate_does() {
     for (user, refused) in [(None, Some(3159)), (Some(OPEN_USER), None)] {
         assert_eq!(login(&site, user), refused);
         let name = user.unwrap_or(USER);
-        let (text, _, code) = musttls(&agent, &["why", &app, name, "--port", &port]);
+        let (text, _, code) = agent.told(&["why", &app, name, "--port", &port]).unwrap();
         assert_eq!(code, Some(i32::from(refused.is_some())), "{text}");
-        let (text, _, _) = musttls(&agent, &["why", &app, name, "--server", "orders", "--json"]);
+        let (text, _, _) = agent
+            .told(&["why", &app, name, "--server", "orders", "--json"])
+            .unwrap();
         let answer: Value = serde_json::from_str(&text).unwrap();
         let fate = if refused.is_some() {
             "refused"
@@ -148,20 +139,20 @@ fn what_is_said_of_an_address_is_what_the_gate_does() {
         };
         assert_eq!(answer["now"][0]["fate"], fate, "{text}");
     }
-    let (text, _, code) = musttls(&agent, &["why", &app, USER]);
+    let (text, _, code) = agent.told(&["why", &app, USER]).unwrap();
     assert_eq!(code, Some(1), "orders refuses it: {text}");
     assert!(
         text.contains("on default: passes: the mode is observe until 2099-01-01T00:00:00Z, then enforce; in enforce mode it would be refused"),
         "{text}"
     );
-    let (_, errors, code) = musttls(&agent, &["why", "10.0.0.0/8"]);
+    let (_, errors, code) = agent.told(&["why", "10.0.0.0/8"]).unwrap();
     assert!(code == Some(2) && errors.contains("a network"), "{errors}");
-    let (_, errors, code) = musttls(&agent, &["why", &app, "--server", "order"]);
+    let (_, errors, code) = agent.told(&["why", &app, "--server", "order"]).unwrap();
     assert!(
         code == Some(1) && errors.contains("default, orders"),
         "{errors}"
     );
-    let (_, errors, code) = musttls(&agent, &["why", "7", "root"]);
+    let (_, errors, code) = agent.told(&["why", "7", "root"]).unwrap();
     assert!(
         code == Some(2) && errors.contains("has its own user"),
         "{errors}"
@@ -177,7 +168,7 @@ fn records_are_listed_and_filtered() {
     let rows = |args: &[&str]| {
         let mut words = vec!["events"];
         words.extend(args);
-        let (text, errors, code) = musttls(&agent, &words);
+        let (text, errors, code) = agent.told(&words).unwrap();
         assert_eq!(code, Some(0), "{args:?}: {errors}");
         assert!(text.starts_with("TIME (UTC)"), "{text}");
         assert!(
@@ -211,7 +202,7 @@ fn records_are_listed_and_filtered() {
     assert_eq!(rows(&["-n", "2"]), all[all.len() - 2..]);
 
     // As they stand in the file.
-    let (text, _, _) = musttls(&agent, &["events", "--json"]);
+    let (text, _, _) = agent.told(&["events", "--json"]).unwrap();
     assert_eq!(text, fs::read_to_string(agent.home().audit()).unwrap());
     let path = agent.home().audit();
     let mut file = fs::read_to_string(path).unwrap();
@@ -222,7 +213,7 @@ fn records_are_listed_and_filtered() {
         .replace("\"schema_version\":1", "\"schema_version\":9");
     file = format!("garbage\n{later}\n{file}half a li");
     fs::write(path, &file).unwrap();
-    let (text, errors, code) = musttls(&agent, &["events"]);
+    let (text, errors, code) = agent.told(&["events"]).unwrap();
     assert_eq!(code, Some(0), "{errors}");
     assert_eq!(text.lines().count(), all.len() + 2, "{text}");
     assert!(
@@ -412,7 +403,7 @@ fn the_keys_of_json_are_those_of_the_page() {
     ];
     for (heading, mut words) in commands {
         words.push("--json");
-        let (text, errors, _) = musttls(&agent, &words);
+        let (text, errors, _) = agent.told(&words).unwrap();
         let printed: Value = serde_json::from_str(&text)
             .with_context(|| format!("{words:?}: {text}{errors}"))
             .unwrap();
