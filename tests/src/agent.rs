@@ -18,6 +18,16 @@ use crate::netns::Host;
 use crate::place::{self, Scratch};
 use crate::wait::{self, PATIENCE};
 
+/// Where an agent keeps pinned what is to outlive it.
+pub fn pinned() -> Result<PathBuf> {
+    let root = Path::new("/sys/fs/bpf/musttls");
+    let of_abi = fs::read_dir(root)
+        .with_context(|| format!("read {}", root.display()))?
+        .next()
+        .context("nothing is pinned")?;
+    Ok(of_abi?.path())
+}
+
 /// A directory for one agent: configuration, records, control socket.
 #[derive(Debug)]
 pub struct Home {

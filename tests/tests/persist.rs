@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use musttls_tests::agent::Agent;
+use musttls_tests::agent::{self, Agent};
 use musttls_tests::attack;
 use musttls_tests::audit::Record;
 use musttls_tests::bpf::{Hook, Link, Program};
@@ -207,7 +207,7 @@ fn exceptions_hold_and_end_without_an_agent() {
 fn gate_that_somebody_changes_is_put_back() {
     let site = site(Product::MariaDb);
     let agent = Agent::start(ENFORCE).unwrap();
-    let links = pinned().join("links");
+    let links = agent::pinned().unwrap().join("links");
     let faults = |fault: &str| agent.status().unwrap()["gate_faults"][fault].as_u64();
     let ingress = links.join("on_ingress");
     for (fault, change) in [
@@ -247,14 +247,9 @@ fn gate_that_somebody_changes_is_put_back() {
     assert_eq!(faults, once, "what was put back stays");
 }
 
-fn pinned() -> PathBuf {
-    let pins = Path::new("/sys/fs/bpf/musttls");
-    fs::read_dir(pins).unwrap().next().unwrap().unwrap().path()
-}
-
 /// What is pinned, as if an agent of another release had: its records cannot be taken over. Returns where it is.
 fn of_another_release() -> PathBuf {
-    let own = pinned();
+    let own = agent::pinned().unwrap();
     let other = own.with_file_name("abi-60000");
     fs::rename(&own, &other).unwrap();
     other

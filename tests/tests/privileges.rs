@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 
 use anyhow::Context as _;
-use musttls_tests::agent::{Agent, Home};
+use musttls_tests::agent::{self, Agent, Home};
 use musttls_tests::audit::Record;
 use musttls_tests::bpf::Link;
 use musttls_tests::client::{Client, Login, Tls};
@@ -170,7 +170,7 @@ fn what_the_unit_gives_is_enough_for_all_that_a_running_agent_does() {
     refused(&agent, 2);
 
     // Somebody detaches the gate, and takes away its pin.
-    let pin = pinned().join("links/on_ingress");
+    let pin = agent::pinned().unwrap().join("links/on_ingress");
     Link::pinned(&pin).unwrap().detach().unwrap();
     let put_back = |fault: &str| {
         wait::until_true("the gate to be put back", PATIENCE, || {
@@ -265,11 +265,6 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-fn pinned() -> PathBuf {
-    let abi = fs::read_dir("/sys/fs/bpf/musttls").unwrap().next();
-    abi.unwrap().unwrap().path()
-}
-
 #[test]
 fn agent_that_crashes_leaves_no_dump() {
     // Each may leave as large a dump as it likes.
@@ -314,7 +309,7 @@ fn nobody_but_root_may_change_it_or_take_it_off() {
         (lock, 0o600),
         (home.audit(), 0o640),
         (Path::new("/sys/fs/bpf/musttls"), 0o700),
-        (&pinned(), 0o700),
+        (&agent::pinned().unwrap(), 0o700),
     ] {
         assert_eq!(mode(path), expected, "{}", path.display());
     }
