@@ -10,7 +10,9 @@ use anyhow::{Result, bail};
 use tracing_subscriber::EnvFilter;
 
 use crate::audit::sink::AuditSink;
-use crate::cli::{Command, ConfigCommand, Exit, HistoryCommand};
+use crate::cli::past::HistoryCommand;
+use crate::cli::policy::ConfigCommand;
+use crate::cli::{Command, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json, print_wrapped};
 use crate::control::{self, Answer, NotRunning};

@@ -8,7 +8,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::cli::{Exit, Of, Past, Terms};
+use crate::cli::Exit;
+use crate::cli::past::{Of, Past, Terms};
 use crate::clients::Inventory;
 use crate::config::{Config, PastDates};
 use crate::console::{Progress, complain, print, print_wrapped, stream_json};

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::past::{load, open};
-use crate::cli::{Exit, Past};
+use crate::cli::Exit;
+use crate::cli::past::Past;
 use crate::clock;
 use crate::config::Config;
 use crate::console::{Progress, complain};

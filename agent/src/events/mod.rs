@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, anyhow};
 
 use self::filter::Filter;
-use crate::cli::{EventsArgs, Exit};
+use crate::cli::Exit;
+use crate::cli::past::EventsArgs;
 use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::console::{Lines, complain, has_colors};

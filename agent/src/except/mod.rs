@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 
-use crate::cli::{ExceptAdd, ExceptCommand, Exit};
+use crate::cli::Exit;
+use crate::cli::policy::{ExceptAdd, ExceptCommand};
 use crate::clock;
 use crate::config::edit::{self, NewConditions, NewException};
 use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins, unknown_user};

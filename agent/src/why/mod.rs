@@ -26,7 +26,8 @@ use serde_json::Value;
 
 use self::event::{Event, Then};
 use self::present::Decision;
-use crate::cli::{Exit, WhyArgs};
+use crate::cli::Exit;
+use crate::cli::past::WhyArgs;
 use crate::config::{Config, DEFAULT_SERVER, PastDates};
 use crate::console::{complain, print, print_json};
 use crate::error::Failed;
