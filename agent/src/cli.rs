@@ -289,8 +289,6 @@ pub enum Exit {
     Usage = 2,
     /// The agent does not run (`EX_UNAVAILABLE`).
     NotRunning = 69,
-    /// Trying again may help (`EX_TEMPFAIL`).
-    TryAgain = 75,
     /// Rights are missing (`EX_NOPERM`).
     NotPermitted = 77,
     /// The configuration is wrong (`EX_CONFIG`).

@@ -1,4 +1,4 @@
-//! `sock_diag` of the kernel (sock_diag(7)): questions and commands about one TCP connection of the agent's network namespace.
+//! `sock_diag(7)`: questions and commands about one TCP connection of the agent's network namespace.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -23,7 +23,7 @@ pub fn end(address: [u8; 16], port: u16) -> End {
 
 /// Names the socket that is connected from `source` to `destination` and has this cookie.
 #[must_use]
-pub fn request(source: End, destination: End, cookie: [u8; 8]) -> InetRequest {
+pub const fn request(source: End, destination: End, cookie: [u8; 8]) -> InetRequest {
     let family = if source.0.is_ipv4() && destination.0.is_ipv4() {
         AF_INET
     } else {
