@@ -8,6 +8,7 @@
 //! | `merge` | several files as one |
 //! | `decode` | TOML values to configuration, all mistakes collected |
 //! | `walk` | tables and keys, and the mistakes common to all |
+//! | `exception` | the keys of an exception |
 //! | `conditions` | what an exception may ask of the client; the loopback device |
 //! | `history` | the keys of the history |
 //! | `tls` | the keys about TLS itself: floors and cipher suites |
@@ -22,6 +23,7 @@
 mod conditions;
 mod decode;
 pub mod edit;
+mod exception;
 mod file;
 mod history;
 mod layers;

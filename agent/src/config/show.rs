@@ -5,11 +5,11 @@ use std::fmt::{self, Write as _};
 use serde_json::{Map, Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
-use super::decode::{EXCEPTION_KEYS, ROOT_KEYS, SERVER_KEYS};
+use super::decode::{ROOT_KEYS, SERVER_KEYS};
 use super::layers::{Lines, Origin};
 use super::merge;
 use super::walk::Value;
-use super::{Config, DEFAULT_AUDIT, DEFAULT_CONTROL, Loaded, history};
+use super::{Config, DEFAULT_AUDIT, DEFAULT_CONTROL, Loaded, exception, history};
 use crate::cipher::Family;
 use crate::span;
 
@@ -54,7 +54,7 @@ impl Loaded {
         let mut sections = vec![shown.root()];
         sections.extend(shown.servers());
         sections.extend(shown.elements("exception").map(|exception| {
-            let keys = EXCEPTION_KEYS.iter();
+            let keys = exception::KEYS.iter();
             shown.section(
                 "exception",
                 true,
