@@ -2,13 +2,15 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | [`record`] | what stands in a record: OCSF 1.8.0, as `docs/audit-records.md` describes it |
+//! | [`record`] | what is told in a record |
+//! | `ocsf` | what OCSF 1.8.0 makes of it, as `docs/audit-records.md` describes it |
 //! | `shape` | its fields, in the order in which they are written |
 //! | [`sink`] | where lines go, and what happens when they cannot |
 //!
 //! Invariant: no auth byte can get into a record. [`record::Session`] has no field for one, and
 //! [`crate::login`] reads only what follows the auth response.
 
+mod ocsf;
 pub mod record;
 mod shape;
 pub mod sink;
@@ -41,35 +43,35 @@ impl AuditLog {
     /// a later one will say so.
     pub fn session(&mut self, session: &Session<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(session.time_ms, now, |identity, sequence| {
-            record::session(identity, session, sequence)
+            ocsf::session(identity, session, sequence)
         })
     }
 
     /// Writes that `loss.lost` records were lost before they came here.
     pub fn loss(&mut self, loss: &Loss<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(loss.time_ms, now, |identity, sequence| {
-            record::loss(identity, loss, sequence)
+            ocsf::loss(identity, loss, sequence)
         })
     }
 
     /// Writes that the gate went on judging while no agent ran.
     pub fn gap(&mut self, gap: &Gap<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(gap.until_ms, now, |identity, sequence| {
-            record::gap(identity, gap, sequence)
+            ocsf::gap(identity, gap, sequence)
         })
     }
 
     /// Writes that somebody has changed what attaches the gate.
     pub fn gate_fault(&mut self, fault: &GateFault<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(fault.time_ms, now, |identity, sequence| {
-            record::gate_fault(identity, fault, sequence)
+            ocsf::gate_fault(identity, fault, sequence)
         })
     }
 
     /// Writes that another mode came into force.
     pub fn mode_change(&mut self, change: &ModeChange<'_>, now: Instant) -> Result<(), SinkError> {
         self.number(change.time_ms, now, |identity, sequence| {
-            record::mode_change(identity, change, sequence)
+            ocsf::mode_change(identity, change, sequence)
         })
     }
 
@@ -86,7 +88,7 @@ impl AuditLog {
             lost,
             reason: reason.map_or("other", SinkError::as_str),
         };
-        let line = record::loss(&self.identity, &told, self.sequence + 1);
+        let line = ocsf::loss(&self.identity, &told, self.sequence + 1);
         self.sink.write_loss(&line, lost, now)?;
         self.sequence += 1;
         Ok(())

@@ -206,49 +206,46 @@ fn samples() -> Vec<(&'static str, String)> {
         reason: "no-space",
     };
     vec![
-        (
-            "A time without an agent",
-            record::gap(&identity(), &gap(), 1),
-        ),
+        ("A time without an agent", ocsf::gap(&identity(), &gap(), 1)),
         (
             "A gate that somebody has changed",
-            record::gate_fault(&identity(), &gate_fault(), 211),
+            ocsf::gate_fault(&identity(), &gate_fault(), 211),
         ),
         (
             "Another mode",
-            record::mode_change(&identity(), &mode_change(), 212),
+            ocsf::mode_change(&identity(), &mode_change(), 212),
         ),
         (
             "TLS",
-            record::session(&identity(), &session(tls, Outcome::Allowed), 184),
+            ocsf::session(&identity(), &session(tls, Outcome::Allowed), 184),
         ),
-        ("Refused", record::session(&identity(), &denied, 185)),
-        ("Observed", record::session(&identity(), &observed, 186)),
-        ("Exception", record::session(&identity(), &excepted, 187)),
+        ("Refused", ocsf::session(&identity(), &denied, 185)),
+        ("Observed", ocsf::session(&identity(), &observed, 186)),
+        ("Exception", ocsf::session(&identity(), &excepted, 187)),
         (
             "Failed TLS handshake",
-            record::session(&identity(), &session(failed_tls(), Outcome::TlsFailed), 188),
+            ocsf::session(&identity(), &session(failed_tls(), Outcome::TlsFailed), 188),
         ),
         (
             "Unix socket",
-            record::session(&identity(), &session(unix, Outcome::Allowed), 189),
+            ocsf::session(&identity(), &session(unix, Outcome::Allowed), 189),
         ),
-        ("Lost records", record::loss(&identity(), &loss, 190)),
+        ("Lost records", ocsf::loss(&identity(), &loss, 190)),
         (
             "TLS below the floor",
-            record::session(&identity(), &below_floor(), 191),
+            ocsf::session(&identity(), &below_floor(), 191),
         ),
         (
             "TLS below the observed floor",
-            record::session(&identity(), &session(below_observed, Outcome::Allowed), 192),
+            ocsf::session(&identity(), &session(below_observed, Outcome::Allowed), 192),
         ),
         (
             "Older than the gate",
-            record::session(&identity(), &older(OlderThan::Gate), 193),
+            ocsf::session(&identity(), &older(OlderThan::Gate), 193),
         ),
         (
             "Let through in observe mode",
-            record::session(&identity(), &older(OlderThan::Enforcement), 194),
+            ocsf::session(&identity(), &older(OlderThan::Enforcement), 194),
         ),
     ]
 }
@@ -415,7 +412,7 @@ fn hostile_text_stays_inside_its_string() {
         details: Some(&details),
         ..plaintext(Outcome::Denied)
     };
-    let line = record::session(&identity(), &session, 1);
+    let line = ocsf::session(&identity(), &session, 1);
     assert_eq!(line.lines().count(), 1);
     let record: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(
