@@ -63,8 +63,11 @@ pub fn exit_code(error: &anyhow::Error) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, PastDates};
     use anyhow::Context as _;
+    use jiff::Timestamp;
     use std::io::{Error, ErrorKind};
+    use std::path::Path;
 
     #[test]
     fn the_remedy_stands_behind_all_causes() {
@@ -86,6 +89,13 @@ mod tests {
         let error = anyhow::Error::from(Error::from(ErrorKind::AddrInUse)).context("bind");
         assert_eq!(text(&error), "bind: address in use");
         assert_eq!(exit_code(&error), Exit::Finding);
+    }
+
+    #[test]
+    fn a_bad_file_and_missing_rights_have_exit_codes_of_their_own() {
+        let file = Path::new("/dev/null/musttls.toml");
+        let file = Config::load(file, Timestamp::UNIX_EPOCH, PastDates::Warn).unwrap_err();
+        assert_eq!(exit_code(&anyhow::Error::from(file)), Exit::Config);
         let rights = anyhow::Error::from(NotPermitted("no".to_owned()));
         assert_eq!(exit_code(&rights), Exit::NotPermitted);
     }

@@ -167,8 +167,7 @@ impl Tables {
     }
 
     /// Whether plaintext over the loopback device is allowed by a server.
-    #[must_use]
-    pub fn allows_loopback(&self, server: u16) -> bool {
+    fn allows_loopback(&self, server: u16) -> bool {
         self.server(server)
             .is_some_and(|server| server.loopback != 0)
     }

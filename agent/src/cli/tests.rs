@@ -173,8 +173,3 @@ fn an_exception_has_a_name_a_source_one_end_an_owner_and_a_reason() {
         assert_eq!(kind, Some(ErrorKind::ValueValidation), "{bad}");
     }
 }
-
-#[test]
-fn the_configuration_exit_code_is_one_number() {
-    assert_eq!(Exit::Config as u8, config::ConfigError::EXIT_CODE);
-}

@@ -294,17 +294,6 @@ pub struct ConfigError {
     text: String,
 }
 
-impl ConfigError {
-    /// The exit code of a process that ends because of it: `EX_CONFIG` of sysexits(3).
-    pub const EXIT_CODE: u8 = 78;
-
-    /// See [`Self::EXIT_CODE`].
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        Self::EXIT_CODE
-    }
-}
-
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

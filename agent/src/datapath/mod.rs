@@ -35,7 +35,7 @@ static GATE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/must
 
 /// The kernel function that `on_unix_connect` hooks. Its arguments are the same since Linux 3.x:
 /// `(sock, other, newsk)`.
-pub const UNIX_CONNECT: &str = "security_unix_stream_connect";
+const UNIX_CONNECT: &str = "security_unix_stream_connect";
 
 /// The programs and their links: dropping it takes the gate off, unless it is pinned.
 pub struct Gate {

@@ -31,7 +31,7 @@ use crate::servers::Server;
 use crate::socket::{Process, Socket};
 
 /// Most sessions that are followed: 0.3 KiB each here, and as much in the kernel.
-pub const MAX_SESSIONS: usize = 16_384;
+const MAX_SESSIONS: usize = 16_384;
 /// Sockets that are looked at in one step: some 0.5 ms.
 const STEP: usize = 128;
 

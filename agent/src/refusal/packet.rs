@@ -10,7 +10,7 @@ use musttls_common::tls::{CONTENT_ALERT, TLS_1_0, TLS_1_2};
 
 /// The user of the soft landing. It stands in the server's own log: "Access denied for user
 /// 'refused-by-musttls'@'host'", beside the refused client's host.
-pub const LANDING_USER: &str = "refused-by-musttls";
+const LANDING_USER: &str = "refused-by-musttls";
 
 /// Capability flags of the soft landing that only fill a login: long password, transactions.
 const CLIENT_LONG_PASSWORD: u32 = 0x0000_0001;

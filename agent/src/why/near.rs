@@ -50,8 +50,7 @@ pub enum Condition {
 }
 
 /// The conditions of `exception` that `login` does not meet at `now`.
-#[must_use]
-pub fn unmet(exception: &Exception, login: &Login<'_>, now: Timestamp) -> Vec<Condition> {
+fn unmet(exception: &Exception, login: &Login<'_>, now: Timestamp) -> Vec<Condition> {
     let is_in = |address: IpAddr| {
         exception
             .source
