@@ -5,7 +5,8 @@
 //!
 //! An exception with conditions is in the tables like any other; which of them are met the agent says of each session.
 //!
-//! Bit `i` of a set is `config.exceptions[i]`. An exception that has ended, or has not begun, is in no table.
+//! Bit `i` of a set is `config.exceptions[i]`. An exception that has ended is in no table: the kernel looks at 64 ended ones at the
+//! most ([`musttls_common::policy::MAX_ENDED`]). One that has not begun is in them, and the kernel begins it to the instant.
 //!
 //! Invariant: an IPv6 network never matches an IPv4 client, although `::/0` contains the IPv4-mapped
 //! addresses that stand for them (RFC 4291 section 2.5.5.2).
@@ -44,7 +45,7 @@ pub struct Tables {
     pub trusted: Vec<(u32, [u8; 16], RuleSet)>,
     /// The exceptions that name a user and those for any user, sorted by name.
     pub users: Vec<(UserKey, RuleSet)>,
-    /// When each exception ends, in the order of the configuration.
+    /// When each exception begins and ends, in the order of the configuration.
     pub times: Vec<RuleTimes>,
     /// Refused cipher suites, each with the set of servers that refuse it, bit by index. Sorted by number.
     pub ciphers: Vec<(u16, u64)>,

@@ -7,7 +7,7 @@
 //! | a record in the ring of sessions | record, metric; a session older than the gate is refused if a command of it is held |
 //! | sockets wait to be looked at | some of them are, for sessions older than the gate |
 //! | a look for servers goes on | some more processes and descriptors are looked at |
-//! | a tick | exceptions that have begun come into the tables, those that have ended leave them; counters are read |
+//! | a tick | exceptions that have ended leave the tables; counters are read |
 //! | the pause after a look is over | servers are looked for |
 //! | SIGHUP, `musttls reload` | the configuration is read again, and swapped or kept |
 //! | SIGUSR1 | the audit file is opened again |
@@ -36,7 +36,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 const REFRESH_SHARE: u32 = 50;
 /// The same after listeners were named: who listens again and again takes at most a tenth of a CPU.
 const NAMING_SHARE: u32 = 10;
-/// How often counters are read, exceptions that have ended taken out, and those that have begun put in.
+/// How often counters are read, and exceptions that have ended taken out.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the ring of sessions is looked into: the gate wakes the agent only when much is in it.
 const DRAIN: Duration = Duration::from_millis(100);

@@ -17,8 +17,10 @@ use crate::control::Answer;
 use crate::error;
 use crate::policy;
 
-/// What tables were compiled from beside the configuration: two of them differ when the tables must be made anew.
+/// What a policy was compiled from beside the configuration: two of them differ when it must be compiled anew.
 pub(super) struct Compiled {
+    /// Which exceptions hold. Tables do not change when one begins, the version of the policy does: answers about conditions and
+    /// verdicts about older sessions, which were given before it held, go by the version.
     pub(super) holding: Vec<bool>,
     /// Whether a mode is over.
     has_ended_mode: bool,
@@ -62,7 +64,7 @@ impl Daemon {
             tracing::error!(
                 error = error::text(&error),
                 help = "it is tried again each second; if it goes on, restart musttls",
-                "the policy tables stay as they are: with exceptions that have ended since, without those that have begun"
+                "the policy tables stay as they are: the gate begins and ends exceptions by the clock that it was told"
             );
         }
     }
