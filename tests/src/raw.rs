@@ -44,6 +44,12 @@ impl Next {
         }
     }
 
+    /// The number of that error.
+    #[must_use]
+    pub fn error_number(&self) -> Option<u16> {
+        self.error().map(|error| error.number)
+    }
+
     /// Whether the server let the client in.
     #[must_use]
     pub fn is_ok(&self) -> bool {

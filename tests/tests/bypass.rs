@@ -49,19 +49,9 @@ fn client_of_tcp_is_judged_on_a_listener_of_mptcp() {
         assert_eq!(alarm["found"], "0.0.0.0:3306 listens by MPTCP", "{alarm}");
 
         let mark = evidence::mark(&server).unwrap();
-        let to = server.at(net.app.db_v4());
-        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
-        raw.send(&server.open_login().packet_41()).unwrap();
-        let answer = raw.receive().unwrap();
-        let number = answer.error().map(|error| error.number);
-        assert_eq!(number, Some(REFUSED), "{answer:?}");
+        assert_refused(&in_plaintext(greeted(&net, &server), &server));
         assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
-
-        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
-        raw.send(&ssl_request()).unwrap();
-        let mut tls = raw.into_tls().unwrap();
-        tls.send(&server.open_login().packet_over_tls()).unwrap();
-        assert!(tls.receive().unwrap().is_ok());
+        assert_in(&by_tls(greeted(&net, &server), &server));
         let by_tls = |record: &Record| record.transport() == "tls" && record.action() == Some(1);
         agent.await_record("TLS", by_tls).unwrap();
     }
@@ -77,20 +67,15 @@ fn settings_of_a_listener_that_is_covered_by_port_change_by_reload() {
         let server = activated(&net.db, &listener);
         let agent = early.unwrap_or_else(|| Agent::start("mode = \"observe\"").unwrap());
         await_alarm(&agent, "mptcp");
-        let login = || {
-            let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
-            raw.send(&server.open_login().packet_41()).unwrap();
-            raw.receive().unwrap()
-        };
-        assert!(login().is_ok());
+        let login = || in_plaintext(greeted(&net, &server), &server);
+        assert_in(&login());
         let orders = "mode = \"observe\"\n[[server]]\nname = \"orders\"\nports = [3306]\n";
         agent
             .set_policy(&format!("{orders}mode = \"enforce\""))
             .unwrap();
-        let number = login().error().map(|error| error.number);
-        assert_eq!(number, Some(REFUSED), "agent first: {agent_first}");
+        assert_refused(&login());
         agent.set_policy(orders).unwrap();
-        assert!(login().is_ok());
+        assert_in(&login());
     }
 }
 
@@ -111,19 +96,10 @@ fn listener_that_found_no_place_is_judged_from_its_greeting_on() {
     wait::until_true("all places to be taken", PATIENCE, all_taken).unwrap();
     let listener = mptcp_listener(&net.db);
     let server = activated(&net.db, &listener);
-    let is_covered = || {
-        let status = agent.status()?;
-        let servers = status["servers"].as_array().context("servers")?;
-        let own = servers.iter().find(|it| it["pid"] == server.pid());
-        Ok(own.map(|own| own["listeners"][0]["covered"] == true))
-    };
+    let is_covered = || is_covered(&agent, server.pid());
     assert!(!wait::until("the server to be found", PATIENCE, is_covered).unwrap());
     for _ in 0..3 {
-        let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
-        raw.send(&server.open_login().packet_41()).unwrap();
-        let answer = raw.receive().unwrap();
-        let number = answer.error().map(|error| error.number);
-        assert_eq!(number, Some(REFUSED), "{answer:?}");
+        assert_refused(&in_plaintext(greeted(&net, &server), &server));
     }
     drop(hoarder);
     wait::until_true("a place", PATIENCE, || Ok(is_covered()? == Some(true))).unwrap();
@@ -174,8 +150,7 @@ fn client_of_mptcp_is_only_reported_in_observe_mode() {
     await_alarm(&agent, "mptcp");
     let mut raw = mptcp_client(&net.app, server.at(net.app.db_v4()));
     raw.greeting().unwrap();
-    raw.send(&server.open_login().packet_41()).unwrap();
-    assert!(raw.receive().unwrap().is_ok());
+    assert_in(&in_plaintext(raw, &server));
     let observed = |record: &Record| record.text("/unmapped/reason") == "multipath";
     let record = agent.await_record("the session", observed).unwrap();
     assert_eq!(record.action(), Some(3), "{}", record.line);
@@ -202,19 +177,13 @@ fn clients_of_a_listener_of_smc_are_judged_or_refused() {
 
         // A client of TCP is one as any other.
         let mark = evidence::mark(&server).unwrap();
-        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
-        raw.send(&server.open_login().packet_41()).unwrap();
-        let answer = raw.receive().unwrap();
-        let number = answer.error().map(|error| error.number);
-        assert_eq!(number, (!lets_in).then_some(REFUSED), "{answer:?}");
-        assert_eq!(answer.is_ok(), lets_in, "{answer:?}");
-        drop(raw);
-        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
-        raw.send(&ssl_request()).unwrap();
-        let mut tls = raw.into_tls().unwrap();
-        tls.send(&server.open_login().packet_over_tls()).unwrap();
-        assert!(tls.receive().unwrap().is_ok());
-        drop(tls);
+        let answer = in_plaintext(greeted(&net, &server), &server);
+        if lets_in {
+            assert_in(&answer);
+        } else {
+            assert_refused(&answer);
+        }
+        assert_in(&by_tls(greeted(&net, &server), &server));
 
         // One of SMC falls back to TCP where its word passes. The gate keeps it, so that its peer gives it up.
         let client = smc(&net.app);
@@ -223,13 +192,12 @@ fn clients_of_a_listener_of_smc_are_judged_or_refused() {
         let mut raw = Raw::over(client.into()).unwrap();
         if lets_in {
             raw.greeting().unwrap();
-            raw.send(&server.open_login().packet_41()).unwrap();
-            assert!(raw.receive().unwrap().is_ok());
+            assert_in(&in_plaintext(raw, &server));
         } else {
             let end = raw.receive().unwrap();
             assert!(matches!(end, Next::Closed | Next::Reset), "{end:?}");
+            drop(raw);
         }
-        drop(raw);
         // It is on record when the kernel lets go of its socket. On Linux 5.10 that takes until the server accepts
         // the next session, and then until the FIN has been sent nine times in vain (`tcp_orphan_retries`): 100 s.
         drop(Raw::greeted(&net.app, to).unwrap());
@@ -270,16 +238,10 @@ fn client_of_mptcp_passes_with_tls_on_a_listener_of_tcp() {
         assert_eq!(alarms(&agent), [Value::Null; 0]);
         let mut raw = mptcp_client(&net.app, server.at(net.app.db_v4()));
         raw.greeting().unwrap();
-        raw.send(&ssl_request()).unwrap();
-        let mut tls = raw.into_tls().unwrap();
-        tls.send(&server.open_login().packet_over_tls()).unwrap();
-        assert!(tls.receive().unwrap().is_ok());
+        assert_in(&by_tls(raw, &server));
         let mut raw = mptcp_client(&net.app, server.at(net.app.db_v4()));
         raw.greeting().unwrap();
-        raw.send(&server.open_login().packet_41()).unwrap();
-        let answer = raw.receive().unwrap();
-        let number = answer.error().map(|error| error.number);
-        assert_eq!(number, Some(REFUSED), "{answer:?}");
+        assert_refused(&in_plaintext(raw, &server));
         assert!(agent.held().unwrap().is_empty());
     }
 }
@@ -421,6 +383,42 @@ fn mptcp_client(host: &Host, to: SocketAddr) -> Raw {
     let protocol: Option<Protocol> = sockopt::socket_protocol(&socket).unwrap();
     assert_eq!(protocol, Some(ipproto::MPTCP));
     Raw::over(socket.into()).unwrap()
+}
+
+/// A client of TCP on `app`, greeted.
+fn greeted(net: &Net, server: &Server) -> Raw {
+    let greeted = Raw::greeted(&net.app, server.at(net.app.db_v4()));
+    greeted.unwrap().0
+}
+
+/// The answer to a plaintext login.
+fn in_plaintext(mut raw: Raw, server: &Server) -> Next {
+    raw.send(&server.open_login().packet_41()).unwrap();
+    raw.receive().unwrap()
+}
+
+/// The answer to the same with TLS.
+fn by_tls(mut raw: Raw, server: &Server) -> Next {
+    raw.send(&ssl_request()).unwrap();
+    let mut tls = raw.into_tls().unwrap();
+    tls.send(&server.open_login().packet_over_tls()).unwrap();
+    tls.receive().unwrap()
+}
+
+fn assert_refused(answer: &Next) {
+    assert_eq!(answer.error_number(), Some(REFUSED), "{answer:?}");
+}
+
+fn assert_in(answer: &Next) {
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+/// Whether the agent covers the listener of the process `pid`; none if it does not know it.
+fn is_covered(agent: &Agent, pid: u32) -> anyhow::Result<Option<bool>> {
+    let status = agent.status()?;
+    let servers = status["servers"].as_array().context("servers")?;
+    let own = servers.iter().find(|it| it["pid"] == pid);
+    Ok(own.map(|own| own["listeners"][0]["covered"] == true))
 }
 
 /// The server's own socket of a session.

@@ -31,7 +31,7 @@ fn plaintext_to(site: &Site, server: IpAddr) -> Option<u16> {
     raw.send(&site.server.open_login().packet_41()).unwrap();
     let next = raw.receive().unwrap();
     assert!(next.is_ok() || next.error().is_some(), "{next:?}");
-    next.error().map(|error| error.number)
+    next.error_number()
 }
 
 /// The same over IPv4.

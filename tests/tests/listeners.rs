@@ -180,7 +180,7 @@ fn sessions_from_before_the_callback_of_their_listener_are_judged() {
             raw.greeting().unwrap();
             raw.send(&server.open_login().packet_41()).unwrap();
             let answer = raw.receive().unwrap();
-            let number = answer.error().map(|error| error.number);
+            let number = answer.error_number();
             assert_eq!(number, Some(REFUSED), "{answer:?}");
         }
     });
@@ -251,11 +251,7 @@ fn listener_that_opens_while_the_agent_runs_is_gated_from_its_first_session() {
     .unwrap();
     raw.send(&LoginPacket::new(OPEN_USER).packet_41()).unwrap();
     let answer = raw.receive().unwrap();
-    assert_eq!(
-        answer.error().map(|error| error.number),
-        Some(REFUSED),
-        "{answer:?}"
-    );
+    assert_eq!(answer.error_number(), Some(REFUSED), "{answer:?}");
     agent
         .await_record("the refusal", Record::is_denied)
         .unwrap();
@@ -320,7 +316,7 @@ fn session_that_starts_its_server_is_gated() {
         raw.send(&server.open_login().packet_41()).unwrap();
         let answer = raw.receive().unwrap();
         assert_eq!(
-            answer.error().map(|error| error.number),
+            answer.error_number(),
             Some(REFUSED),
             "{opens_first}: {answer:?}"
         );
@@ -361,7 +357,7 @@ fn settings_of_a_server_hold_before_its_listener_has_a_name() {
         raw.send(&server.open_login().packet_41()).unwrap();
         agent.start_again().unwrap();
         let answer = raw.receive().unwrap();
-        let number = answer.error().map(|error| error.number);
+        let number = answer.error_number();
         assert_eq!(number, Some(REFUSED), "{answer:?}");
         assert_eq!(evidence::logins(&server, OPEN_USER, mark).unwrap(), [""; 0]);
     }
@@ -477,7 +473,7 @@ fn helper_that_shares_the_port_of_a_server_is_let_alone() {
                 raw.greeting().unwrap();
                 raw.send(&login).unwrap();
                 let answer = raw.receive().unwrap();
-                let number = answer.error().map(|error| error.number);
+                let number = answer.error_number();
                 assert_eq!(number, Some(REFUSED), "{answer:?}");
                 refused += 1;
             }

@@ -239,7 +239,7 @@ fn a_policy_that_comes_later_refuses_and_one_that_only_observes_does_not() {
     agent.set_policy(REFUSE).unwrap();
     plaintext.send(&query("SELECT 1")).unwrap();
     let answer = plaintext.receive().unwrap();
-    assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+    assert_eq!(answer.error_number(), Some(REFUSED), "{answer:?}");
     // The server has rolled its transaction back, and holds no lock.
     wait::until_true("the server to let go", PATIENCE, || {
         Ok(evidence::connections(&site.server)?.is_empty())
@@ -297,7 +297,7 @@ fn sessions_that_were_let_through_are_found_when_their_server_is_enforced() {
         for raw in [&mut plaintext, &mut silent] {
             raw.send(&query("SELECT 'must not run'")).unwrap();
             let answer = raw.receive().unwrap();
-            assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+            assert_eq!(answer.error_number(), Some(REFUSED), "{answer:?}");
         }
         for port in ports {
             let record = agent

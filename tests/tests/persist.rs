@@ -80,7 +80,7 @@ fn gate_of_a_killed_agent_refuses_and_the_next_agent_tells_the_clients() {
 
         agent.start_again().unwrap();
         let answer = held.receive().unwrap();
-        assert_eq!(answer.error().map(|error| error.number), Some(REFUSED));
+        assert_eq!(answer.error_number(), Some(REFUSED), "{answer:?}");
         assert!(is_refused(&site));
         site.tls_passes().unwrap();
         agent
@@ -163,10 +163,7 @@ fn gate_that_is_not_to_outlive_the_agent_is_taken_over_and_ends_with_it() {
         .configure("persist = false\nmode = \"enforce\"")
         .unwrap();
     agent.start_again().unwrap();
-    assert_eq!(
-        held.receive().unwrap().error().map(|error| error.number),
-        Some(REFUSED)
-    );
+    assert_eq!(held.receive().unwrap().error_number(), Some(REFUSED));
     assert!(is_refused(&site));
     agent.kill().unwrap();
     assert!(is_let_in(&site));
@@ -365,7 +362,7 @@ fn no_session_is_lost_or_let_in_while_agents_come_and_go() {
                     // It may have to wait for the next agent.
                     let mut raw = site.plaintext().unwrap();
                     let answer = raw.receive_within(patience).unwrap();
-                    let number = answer.error().map(|error| error.number);
+                    let number = answer.error_number();
                     assert_eq!(number, Some(REFUSED), "{answer:?}");
                     refused.fetch_add(1, Ordering::Relaxed);
                 }

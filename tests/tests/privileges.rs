@@ -96,7 +96,7 @@ fn is_confined(agent: &Agent, capabilities: &[(&str, u32)], bounding: &str) {
 fn plaintext(server: &Server, net: &Net) -> Option<u16> {
     let (mut raw, _) = Raw::greeted(&net.app, server.at(net.app.db_v4())).unwrap();
     raw.send(&server.open_login().packet_41()).unwrap();
-    raw.receive().unwrap().error().map(|error| error.number)
+    raw.receive().unwrap().error_number()
 }
 
 #[test]

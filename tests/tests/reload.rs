@@ -34,7 +34,7 @@ fn site(product: Product) -> Site {
 fn plaintext(site: &Site) -> Option<u16> {
     let next = site.plaintext().unwrap().receive().unwrap();
     assert!(next.is_ok() || next.error().is_some(), "{next:?}");
-    next.error().map(|error| error.number)
+    next.error_number()
 }
 
 fn await_plaintext(site: &Site, expected: Option<u16>) {
@@ -248,11 +248,7 @@ fn server_started_after_the_agent_is_covered_from_its_first_session() {
             let server = Server::start(&net.db, &Options::new(product)).unwrap();
             (client.join().unwrap().unwrap(), server)
         });
-        assert_eq!(
-            first.error().map(|error| error.number),
-            Some(REFUSED),
-            "{product:?} {first:?}"
-        );
+        assert_eq!(first.error_number(), Some(REFUSED), "{product:?} {first:?}");
         assert!(
             !server
                 .general_log()
@@ -346,7 +342,7 @@ fn storm_of_5000_plaintext_logins_is_refused_to_the_last() {
                         let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
                         raw.send(&login).unwrap();
                         let answer = raw.receive().unwrap();
-                        let number = answer.error().map(|error| error.number);
+                        let number = answer.error_number();
                         assert_eq!(number, Some(REFUSED), "{answer:?}");
                         refused.fetch_add(1, Ordering::Relaxed);
                     }

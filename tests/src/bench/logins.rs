@@ -126,7 +126,7 @@ fn own_error(setting: &Setting) -> Result<u16> {
     let to = setting.at(server);
     let login = server.open_login().packet_41();
     let (_, next) = setting.client().run(|| timed_login(to, &login))??;
-    let number = next.error().map(|error| error.number);
+    let number = next.error_number();
     ensure!(
         matches!(number, Some(REFUSED | ACCESS_DENIED)),
         "MariaDB with require_secure_transport answered {next:?}"

@@ -8,18 +8,15 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use musttls_tests::agent::Agent;
 use musttls_tests::bpf;
 use musttls_tests::netns::{Host, Net};
 use musttls_tests::place::{Killed, Scratch};
-use musttls_tests::raw::Raw;
 use musttls_tests::server::{Options, PORT, Product, Server};
 use musttls_tests::wait::{self, PATIENCE};
-use musttls_tests::wire::{REFUSED, ssl_request};
 use rustix::net::{Shutdown, shutdown};
 
-use super::ENFORCE;
+use super::{ENFORCE, assert_in, assert_refused, by_tls, greeted, in_plaintext, is_covered};
 
 /// A port that no `[[server]]` and no default names; LDAP's.
 const LDAP: u16 = 389;
@@ -92,17 +89,8 @@ fn listener_of_a_server_is_never_taken_for_what_is_at_its_port_elsewhere() {
         let server = Server::start(&net.db, &options).unwrap();
         let agent = early.unwrap_or_else(|| Agent::start(ENFORCE).unwrap());
         fake.await_covered(&agent);
-        let to = server.at(net.app.db_v4());
-        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
-        raw.send(&server.open_login().packet_41()).unwrap();
-        let answer = raw.receive().unwrap();
-        let number = answer.error().map(|error| error.number);
-        assert_eq!(number, Some(REFUSED), "{answer:?}");
-        let (mut raw, _) = Raw::greeted(&net.app, to).unwrap();
-        raw.send(&ssl_request()).unwrap();
-        let mut tls = raw.into_tls().unwrap();
-        tls.send(&server.open_login().packet_over_tls()).unwrap();
-        assert!(tls.receive().unwrap().is_ok());
+        assert_refused(&in_plaintext(greeted(&net, &server), &server));
+        assert_in(&by_tls(greeted(&net, &server), &server));
     }
 }
 
@@ -129,16 +117,8 @@ impl Fake {
         }
     }
 
-    /// Whether the agent covers it; none if it does not know it.
-    fn is_covered(&self, agent: &Agent) -> anyhow::Result<Option<bool>> {
-        let status = agent.status()?;
-        let servers = status["servers"].as_array().context("servers")?;
-        let own = servers.iter().find(|it| it["pid"] == self.process.0.id());
-        Ok(own.map(|own| own["listeners"][0]["covered"] == true))
-    }
-
     fn await_covered(&self, agent: &Agent) {
-        let is_covered = || Ok(self.is_covered(agent)? == Some(true));
+        let is_covered = || Ok(is_covered(agent, self.process.0.id())? == Some(true));
         wait::until_true("the listener to be covered", PATIENCE, is_covered).unwrap();
     }
 
@@ -146,7 +126,7 @@ impl Fake {
     fn end(mut self, agent: &Agent) {
         self.process.0.kill().unwrap();
         self.process.0.wait().unwrap();
-        let is_gone = || Ok(self.is_covered(agent)?.is_none());
+        let is_gone = || Ok(is_covered(agent, self.process.0.id())?.is_none());
         wait::until_true("the listener to be forgotten", PATIENCE, is_gone).unwrap();
     }
 }
