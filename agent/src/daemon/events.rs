@@ -177,7 +177,10 @@ impl Daemon {
             match thread.map(std::thread::JoinHandle::join) {
                 None | Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(error))) => tracing::error!(%error, "{what} failed"),
-                Some(Err(_panic)) => tracing::error!("{what} panicked"),
+                Some(Err(_panic)) => tracing::error!(
+                    help = "please report it, with the lines above",
+                    "{what} panicked"
+                ),
             }
         }
         while let Ok(report) = self.reports.try_recv() {

@@ -210,7 +210,12 @@ impl Pins {
             take_off(&self.directory).map(drop)
         };
         if let Err(error) = removed {
-            tracing::warn!(error = format!("{error:#}"), "what is pinned stays");
+            tracing::warn!(
+                directory = %self.directory.display(),
+                error = format!("{error:#}"),
+                help = "musttls disarm takes it off",
+                "what is pinned stays"
+            );
         }
     }
 }

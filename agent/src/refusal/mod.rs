@@ -63,6 +63,8 @@ const RETRY: Duration = Duration::from_millis(10);
 const WITHOUT_MEANS: Duration = Duration::from_millis(250);
 /// How often the journal is told so.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
+/// What to do where a step of a refusal is not allowed.
+const IN_THE_WAY: &str = "musttls doctor tries each step of a refusal, and says what is in its way";
 /// Up to this many waiting sessions are looked for one by one, where the next ones are likely to be.
 const ONE_BY_ONE: usize = 4;
 
@@ -434,7 +436,12 @@ impl Engine {
             Ok(state) if state.established => state,
             Ok(_) => return self.done(record, Outcome::Gone, None, Some(pid)),
             Err(error) => {
-                tracing::warn!(%error, pid, "cannot read the state of a denied session");
+                tracing::warn!(
+                    %error,
+                    pid,
+                    help = IN_THE_WAY,
+                    "cannot read the state of a denied session: it is reset"
+                );
                 return self.without_socket(record, None);
             }
         };
@@ -523,7 +530,12 @@ impl Engine {
         let landed = landing.is_some_and(|bytes| {
             let landed = socket.inject(&bytes).and_then(|()| socket.end_reading());
             if let Err(error) = &landed {
-                tracing::warn!(%error, pid, "no soft landing: the server will count a handshake error");
+                tracing::warn!(
+                    %error,
+                    pid,
+                    help = IN_THE_WAY,
+                    "no soft landing: the server will count a handshake error"
+                );
             }
             landed.is_ok()
         });
@@ -643,6 +655,7 @@ impl Engine {
                 tracing::warn!(
                     duplicate = failure.unwrap_or("not found"),
                     destroy = %error,
+                    help = IN_THE_WAY,
                     "a denied session stays held until its server gives up"
                 );
                 self.given_up.insert(event.cookie);
