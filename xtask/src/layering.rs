@@ -14,6 +14,11 @@ use self::source::{code_only, words};
 /// Directories and files that are searched, from the top of the work tree.
 const SOURCES: &[&str] = &["agent", "common", "ebpf", "packaging", "tests", "xtask"];
 
+/// Where the reader finds what each source is for.
+const MAP: &str = "ARCHITECTURE.md";
+/// Directories that stand there as one.
+const MAPPED_WHOLE: &[&str] = &["packaging/pages/", "tests/fuzz/"];
+
 struct Rule {
     /// Any of these identifiers breaks the rule.
     words: &'static [&'static str],
@@ -160,10 +165,15 @@ pub(crate) fn check(top: &Path) -> Result<()> {
         rust_files(&top.join(source), &mut files)?;
     }
     ensure!(!files.is_empty(), "no Rust sources below {}", top.display());
+    let map = top.join(MAP);
+    let map = fs::read_to_string(&map).with_context(|| format!("read {}", map.display()))?;
     for file in &files {
         let path = file.strip_prefix(top).unwrap_or(file).to_string_lossy();
         let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
         found.extend(search(&path, &text));
+        if !is_on_map(&map, &path) {
+            found.push(format!("{path}: has no line in the code map of {MAP}"));
+        }
     }
     for manifest in MANIFESTS {
         let file = top.join(manifest.path);
@@ -175,7 +185,7 @@ pub(crate) fn check(top: &Path) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "layering:\n{}\n  help: move the code, or change the rules in xtask/src/layering.rs with a reason",
+        "layering:\n{}\n  help: move the code, or change the rules in xtask/src/layering.rs with a reason; write the missing line",
         found.join("\n")
     )
 }
@@ -192,6 +202,19 @@ fn rust_files(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     }
     files.sort();
     Ok(())
+}
+
+/// Whether the code map names the source `path`: whole, by its end behind a file of the same directory (`chart.rs`), or with
+/// its directory.
+fn is_on_map(map: &str, path: &str) -> bool {
+    let has = |name: &str| map.contains(&format!("`{name}`"));
+    let mut directories = path.match_indices('/').map(|(at, _)| path.split_at(at + 1));
+    let is_root = path.ends_with("/mod.rs");
+    has(path)
+        || directories.any(|(directory, rest)| {
+            let is_mapped_whole = MAPPED_WHOLE.contains(&directory) && has(directory);
+            is_mapped_whole || !is_root && has(rest)
+        })
 }
 
 /// The places in one file that break a rule, each as `path:line: …`.
@@ -264,6 +287,22 @@ mod tests {
         assert!(search("agent/src/datapath/load.rs", "use aya::Ebpf;").is_empty());
         assert!(search("agent/build.rs", "aya_build::build()").is_empty());
         assert!(search("agent/src/config/file.rs", "use serde::Deserialize;").is_empty());
+    }
+
+    #[test]
+    fn source_is_on_the_map_by_its_path_its_end_or_its_directory() {
+        let map = "| `agent/src/a/mod.rs`, `b.rs`, `c/d.rs` | x |\n| `tests/fuzz/` | y |";
+        for on in [
+            "agent/src/a/mod.rs",
+            "agent/src/a/b.rs",
+            "agent/src/a/c/d.rs",
+            "tests/fuzz/src/lib.rs",
+        ] {
+            assert!(is_on_map(map, on), "{on}");
+        }
+        for off in ["agent/src/b/mod.rs", "agent/src/a/d.rs", "agent/src/lib.rs"] {
+            assert!(!is_on_map(map, off), "{off}");
+        }
     }
 
     #[test]
