@@ -5,12 +5,12 @@
 mod report;
 
 use std::fs;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
-use musttls_common::session::Endpoints;
 
+use crate::address;
 use crate::bypass::{Alarm, Kind, Look, Watch};
 use crate::capability::{
     BPF, Capability, DAC_READ_SEARCH, Effective, NET_ADMIN, PERFMON, SYS_PTRACE,
@@ -277,18 +277,7 @@ fn repair() -> Result<String> {
 fn sock_destroy() -> Result<String> {
     let (client, server) = connection()?;
     let cookie = rustix::net::sockopt::socket_cookie(server.as_fd()).context("SO_COOKIE")?;
-    let address = |address: std::net::SocketAddr| match address.ip() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    let (client, server) = (client.local_addr()?, server.local_addr()?);
-    let endpoints = Endpoints {
-        client_addr: address(client),
-        server_addr: address(server),
-        client_port: client.port(),
-        server_port: server.port(),
-        ..Endpoints::default()
-    };
+    let endpoints = address::endpoints(client.local_addr()?, server.local_addr()?);
     destroy::destroy(&endpoints, cookie).context("SOCK_DESTROY of a connection of this process")?;
     Ok("works".to_owned())
 }

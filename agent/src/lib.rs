@@ -1,5 +1,6 @@
 //! The agent: finds servers, compiles the policy, loads the gate, carries out refusals, keeps the record.
 
+pub mod address;
 pub mod audit;
 pub mod bypass;
 pub mod capability;

@@ -388,6 +388,7 @@ impl Clocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::octets;
     use crate::config::{ModeEnd, OwnTls, ServerConfig};
     use jiff::SignedDuration;
     use musttls_common::verdict::Mode;
@@ -399,13 +400,6 @@ mod tests {
 
     fn now() -> Timestamp {
         "2026-11-22T12:00:00Z".parse().unwrap()
-    }
-
-    fn mapped(address: IpAddr) -> [u8; 16] {
-        match address {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        }
     }
 
     fn exception(source: &[&str]) -> Exception {
@@ -493,7 +487,7 @@ mod tests {
     /// What gate and agent say together.
     fn found(config: &Config, tables: &Tables, seen: &Seen<'_>, boottime_ns: u64) -> Option<u16> {
         let login = Login {
-            client: mapped(seen.client),
+            client: octets(seen.client),
             is_local: seen.uid.is_some(),
             server: seen.server,
             user: seen.user.map(str::as_bytes),
@@ -627,7 +621,7 @@ mod tests {
         let tables = compile(&config, 1, now(), BOOTTIME);
         let rule = |client: &str| {
             let login = Login {
-                client: mapped(client.parse().unwrap()),
+                client: octets(client.parse().unwrap()),
                 is_local: false,
                 server: 0,
                 user: None,
@@ -649,7 +643,7 @@ mod tests {
             ..config(vec![exception(&["10.0.0.0/8"])])
         };
         let tables = compile(&config, 1, now(), BOOTTIME);
-        let trusts = |peer: &str| tables.trusts(mapped(peer.parse().unwrap()));
+        let trusts = |peer: &str| tables.trusts(octets(peer.parse().unwrap()));
         assert!(trusts("192.0.2.255") && trusts("2001:db8::1"));
         assert!(!trusts("192.0.3.0") && !trusts("10.0.0.1"));
         assert_eq!(tables.networks.len(), 1);

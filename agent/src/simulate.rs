@@ -8,12 +8,12 @@ use std::fmt;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use musttls_common::addr::v4_mapped;
 use musttls_common::floor::shortfall;
 use musttls_common::policy::{Found, LOOPBACK_RULE};
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
 use serde::Serialize;
 
+use crate::address::octets;
 use crate::audit::record::Outcome;
 use crate::clients::{Row, columns, table};
 use crate::config::{Config, Exception, LOOPBACK};
@@ -218,13 +218,6 @@ pub fn known_user(client: &Client) -> Option<&str> {
         .user
         .as_deref()
         .filter(|user| !user.contains(char::REPLACEMENT_CHARACTER))
-}
-
-const fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => v4_mapped(address.octets()),
-        IpAddr::V6(address) => address.octets(),
-    }
 }
 
 /// A client and what would become of it.

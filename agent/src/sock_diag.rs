@@ -1,7 +1,7 @@
 //! `sock_diag(7)`: questions and commands about one TCP connection of the agent's network namespace.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -12,13 +12,15 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
 
+use crate::address::from_octets;
+
 /// Address and port of one end of a connection.
 pub type End = (IpAddr, u16);
 
 /// The end at an address of the gate, IPv4 as IPv4-mapped there.
 #[must_use]
 pub fn end(address: [u8; 16], port: u16) -> End {
-    (Ipv6Addr::from(address).to_canonical(), port)
+    (from_octets(address), port)
 }
 
 /// Names the socket that is connected from `source` to `destination` and has this cookie.

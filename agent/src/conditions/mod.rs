@@ -15,7 +15,7 @@ mod cgroups;
 pub mod peer;
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,6 +28,7 @@ use musttls_common::policy::{Answer, NO_RULE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 
+use crate::address::from_octets;
 use crate::clock;
 use crate::config::{Conditions, Config, Exception};
 use crate::datapath::{Answers, Extra, Record, Ring};
@@ -252,14 +253,14 @@ struct Question<'q> {
 impl<'q> Question<'q> {
     fn of(record: &'q Record, config: &Config) -> Self {
         let event = &record.event;
-        let peer = Ipv6Addr::from(event.endpoints.client_addr).to_canonical();
+        let peer = from_octets(event.endpoints.client_addr);
         let is_proxy = event.proxied.has_address()
             && config
                 .trusted_proxies
                 .iter()
                 .any(|network| network.contains(&peer));
         let client = if is_proxy {
-            Ipv6Addr::from(event.proxied.addr).to_canonical()
+            from_octets(event.proxied.addr)
         } else {
             peer
         };

@@ -114,15 +114,9 @@ fn cgroup(nla: &Nla) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{IpAddr, SocketAddr as Address, TcpListener, TcpStream};
+    use crate::address::endpoints;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
-
-    fn octets(address: Address) -> [u8; 16] {
-        match address.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        }
-    }
 
     struct Session {
         client: TcpStream,
@@ -136,13 +130,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, peer) = listener.accept().unwrap();
         let local = server.local_addr().unwrap();
-        let endpoints = Endpoints {
-            client_addr: octets(peer),
-            server_addr: octets(local),
-            client_port: peer.port(),
-            server_port: local.port(),
-            ..Endpoints::default()
-        };
+        let endpoints = endpoints(peer, local);
         let cookie = rustix::net::sockopt::socket_cookie(server.as_fd()).unwrap();
         Session {
             client,

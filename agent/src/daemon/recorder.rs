@@ -3,7 +3,7 @@
 pub(super) mod losses;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use musttls_common::policy::{LOOPBACK_RULE, NO_RULE};
 use musttls_common::proxy::Source;
 use musttls_common::verdict::{Mode, Reason};
 
+use crate::address::from_octets;
 use crate::audit::AuditLog;
 use crate::audit::record::{
     Endpoints, OlderThan, Outcome, Proxied, Refusal, RestsOn, Session, Transport, UnixPeer,
@@ -337,10 +338,8 @@ fn exposed([low, middle, high, _]: [u8; 4]) -> Option<u32> {
 }
 
 fn endpoints(event: &Event) -> Endpoints {
-    let address = |octets: [u8; 16], port: u16| -> SocketAddr {
-        let ip: IpAddr = Ipv6Addr::from(octets).to_canonical();
-        SocketAddr::new(ip, port)
-    };
+    let address =
+        |octets: [u8; 16], port: u16| -> SocketAddr { SocketAddr::new(from_octets(octets), port) };
     let (ends, proxied) = (&event.endpoints, &event.proxied);
     Endpoints {
         client: address(ends.client_addr, ends.client_port),

@@ -1,14 +1,14 @@
 //! A session older than the gate or its enforcement, as the agent knows it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use musttls_common::addr::v4_mapped;
 use musttls_common::older::Spoken;
 use musttls_common::session::{Endpoints, ListenerClass, Phase, SocketRecord};
 use musttls_common::verdict::Mode;
 
+use crate::address;
 use crate::audit::record::OlderThan;
 use crate::config::{Config, Exception, Existing, LOOPBACK, Loopback};
 use crate::socket::Connection;
@@ -179,19 +179,8 @@ impl Session {
 
 pub(super) fn endpoints(client: SocketAddr, server: SocketAddr, settings: u16) -> Endpoints {
     Endpoints {
-        client_addr: octets(client.ip()),
-        server_addr: octets(server.ip()),
-        client_port: client.port(),
-        server_port: server.port(),
         server: settings,
-        ..Endpoints::default()
-    }
-}
-
-const fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => v4_mapped(address.octets()),
-        IpAddr::V6(address) => address.octets(),
+        ..address::endpoints(client, server)
     }
 }
 

@@ -26,15 +26,9 @@ pub fn destroy(endpoints: &Endpoints, cookie: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{IpAddr, SocketAddr as Address, TcpListener, TcpStream};
+    use crate::address::endpoints;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
-
-    fn octets(address: Address) -> [u8; 16] {
-        match address.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        }
-    }
 
     #[test]
     fn the_connection_with_the_cookie_is_reset_and_no_other() {
@@ -43,13 +37,7 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (server, _) = listener.accept().unwrap();
             let cookie = rustix::net::sockopt::socket_cookie(server.as_fd()).unwrap();
-            let endpoints = Endpoints {
-                client_addr: octets(client.local_addr().unwrap()),
-                server_addr: octets(server.local_addr().unwrap()),
-                client_port: client.local_addr().unwrap().port(),
-                server_port: server.local_addr().unwrap().port(),
-                ..Endpoints::default()
-            };
+            let endpoints = endpoints(client.local_addr().unwrap(), server.local_addr().unwrap());
             assert!(
                 destroy(&endpoints, cookie + 1).is_err(),
                 "another cookie must not match"

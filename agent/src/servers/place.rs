@@ -12,6 +12,7 @@ use std::os::linux::fs::MetadataExt as _;
 use musttls_common::session::{Listener as Tag, ListenerClass, Place};
 
 use super::{Listener, NewListener};
+use crate::address::octets;
 use crate::datapath::Listeners;
 use crate::error;
 use crate::socket;
@@ -225,13 +226,9 @@ fn take_back(maps: &mut Listeners, place: Place) -> bool {
 }
 
 fn place(netns: u64, address: SocketAddr) -> Place {
-    let addr = match address {
-        SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped(),
-        SocketAddr::V6(v6) => *v6.ip(),
-    };
     Place {
         netns,
-        addr: addr.octets(),
+        addr: octets(address.ip()),
         port: u32::from(address.port()),
         _pad: 0,
     }
