@@ -322,7 +322,7 @@ pub fn ask(path: &Path, command: Command) -> Result<Answer> {
     .context("encode the request")?;
     line.push(b'\n');
     match stream.write_all(&line) {
-        // It has answered already, without a look at the request: who asks may not.
+        // It has answered without reading the request: this peer may not ask.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         sent => sent.context("send the request")?,
     }

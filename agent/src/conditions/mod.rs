@@ -37,7 +37,7 @@ use crate::refusal::{Report, ThreadState};
 use cgroups::Cgroups;
 use peer::{Found, Peer};
 
-/// How long the thread waits before it looks whether it is to end.
+/// How long the thread waits before it checks whether it is to end.
 const TURN: Duration = Duration::from_secs(1);
 /// How often the journal is told that something cannot be looked up.
 const SAY_AGAIN: Duration = Duration::from_secs(10);

@@ -247,7 +247,7 @@ fn rules(pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     for call in [libc::SYS_mprotect, libc::SYS_pkey_mprotect] {
         rules.insert(call, vec![rule(&[(2, MaskedEq(EXEC), EXEC)])?]);
     }
-    // Keys pressed in the name of who has started the agent in a terminal.
+    // Keys put into the terminal that the agent was started in, as if somebody had typed them.
     let ioctls = [libc::TIOCSTI, libc::TIOCLINUX];
     rules.insert(
         libc::SYS_ioctl,

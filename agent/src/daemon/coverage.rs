@@ -28,7 +28,7 @@ pub(super) struct Look {
 pub(super) enum Why {
     /// It is time again.
     Routine,
-    /// Of these listeners nobody knows whose they are.
+    /// It is not known whose these listeners are.
     New(Vec<NewListener>),
 }
 
@@ -186,7 +186,7 @@ impl Daemon {
         self.watch.last = look;
     }
 
-    /// Takes the listeners that are new, and looks for whose they are.
+    /// Takes the listeners that are new, and finds out whose they are.
     pub(super) fn look_for_new(&mut self) -> Option<Looked> {
         while let Some(record) = self.listens.get_mut().next_record() {
             match record {
@@ -204,9 +204,9 @@ impl Daemon {
         let known: Vec<u64> = of_servers()
             .filter_map(|listener| listener.cookie)
             .collect();
-        // Where a server cannot be looked into, or its listener at that port is not covered, a new listener may be its own; one of the service manager, or at a port
-        // that the configuration names, may be passed on to a server. It stays pending, and is judged if it greets
-        // as a server does.
+        // A new listener stays pending, and is judged if it greets as a server does, where it may be a server's: of a server
+        // that cannot be looked into, or whose listener at that port is not covered; or to be passed on to one, by the service
+        // manager or at a port that the configuration names.
         let all_known = self.scan_errors.is_empty();
         let of_init = servers::ports_of_init();
         for &new in listeners {

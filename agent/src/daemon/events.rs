@@ -222,7 +222,7 @@ impl Daemon {
         if Compiled::of(&self.config, now).differs(&self.compiled) {
             self.recompile(now);
         }
-        // Which of the sessions they have judged are not older than any gate is known as long as they are there.
+        // As long as former gates are there, it is known which sessions they have judged: those are not older than any gate.
         if !self.older.is_looking() {
             self.tagger.let_outgoing_go();
         }
@@ -238,7 +238,7 @@ impl Daemon {
         let (history, errors) = self.history.state();
         self.metrics.set_history(history.as_ref(), errors);
         self.note(&totals);
-        // The service manager starts the agent again if either thread hangs.
+        // The service manager starts the agent again if the event loop or the refusal thread hangs.
         if self.refusal_thread.turned.swap(false, Ordering::Relaxed)
             && sd_notify::watchdog_enabled().is_some()
         {

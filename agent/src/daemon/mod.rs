@@ -127,13 +127,13 @@ struct Daemon {
     /// The policy that the thread of the answers goes by.
     in_force: Arc<InForce>,
     answers: Option<std::thread::JoinHandle<std::io::Result<()>>>,
-    /// The root of cgroup v2, kept open as long as the gate is attached to it.
     gate: Gate,
 }
 
 /// What must live as long as the gate.
 struct Gate {
     programs: datapath::Gate,
+    /// Kept open as long as the gate is attached to it.
     root: cgroup::Root,
     /// When all was found in order last, in milliseconds of Unix time.
     seen_ms: i64,

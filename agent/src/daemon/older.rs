@@ -47,7 +47,7 @@ impl Daemon {
         self.refuse_held(held);
     }
 
-    /// Looks what has become of some of the sessions.
+    /// Finds out what has become of some of the sessions.
     pub(super) fn check_older(&mut self) {
         self.look_at_older(LOOKED_AT);
         if !self.older.is_looking() {

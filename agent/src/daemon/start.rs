@@ -176,7 +176,7 @@ impl Daemon {
             may_look(error, Effective::of_this_process()?)?;
         }
         self.tagger.forget_places();
-        // Not before it is known whose the sessions are that a former gate has held.
+        // Only once it is known whose the sessions are that a former gate has held.
         self.refusals = Some(start_refusals(engine, self.refusal_thread.clone())?);
         self.tick();
         if self.ends_with_agent.is_some() {
@@ -267,8 +267,8 @@ fn confine(config: &Config) -> Result<Confinement> {
     Ok(confinement)
 }
 
-/// That the agent has the rights to look into processes. What else is in the way of it may be any user's doing: the gate judges
-/// without that process, and the status shows it.
+/// Fails if the agent lacks the rights to look into processes. Anything else that is in the way may be any user's doing: the gate
+/// judges without that process, and the status shows it.
 fn may_look(error: &str, effective: Effective) -> Result<()> {
     if effective.lacking(&LOOKING).next().is_some() {
         return Err(NotPermitted(error.to_owned()).into());

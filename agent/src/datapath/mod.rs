@@ -50,7 +50,7 @@ impl Gate {
         self.pins.take().map_or(Ok(()), |pins| pins.unpin())
     }
 
-    /// Looks whether its programs are attached to the root cgroup as they were, and puts back what is not.
+    /// Checks whether its programs are attached to the root cgroup as they were, and puts back what is not.
     pub fn check(&mut self, root: BorrowedFd<'_>) -> Vec<Found> {
         self.links.check(&self.programs, root, self.pins.as_ref())
     }

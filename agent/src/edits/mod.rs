@@ -86,7 +86,7 @@ pub fn change(
         }
         Applied::No(error) => {
             made.undo()?;
-            // What it has refused is no more: its status is not to say so on.
+            // The files that it has refused are gone: after one more reload its status does not speak of them.
             if let Applied::No(error) = apply(&control) {
                 complain(&error);
             }

@@ -131,7 +131,7 @@ impl Sessions {
         held
     }
 
-    /// Looks what has become of up to `most` sessions, and has the gate listen again to those that the policy asks for.
+    /// Finds out what has become of up to `most` sessions, and has the gate listen again to those that the policy asks for.
     /// Returns those of which a command is held.
     pub fn check(&mut self, most: usize, maps: &mut Listeners, config: &Config) -> Vec<u64> {
         let mut held = Vec::new();

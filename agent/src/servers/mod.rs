@@ -61,7 +61,7 @@ pub struct Server {
     pub beside_tcp: Vec<(i32, Kind)>,
     /// Devices of user-space networks that it has open.
     pub devices: Vec<String>,
-    /// Why the kinds of its sockets are not known, if so.
+    /// Why the kinds of its sockets are not known, if they are not.
     pub kinds_unread: Option<String>,
 }
 
