@@ -9,6 +9,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use musttls_tests::agent::Agent;
@@ -336,6 +338,142 @@ fn a_rotation_loses_nothing_and_counts_nothing_twice() {
     let state = json(&agent, &["history", "--json"]);
     assert_eq!(state["sessions"], 6, "{state}");
     assert_eq!(state["holes"].as_array().unwrap().len(), 0, "{state}");
+}
+
+/// Rotates the records of `agent` as the package has it done, but for the unit that is told.
+fn logrotate(agent: &Agent) {
+    let audit = agent.home().audit();
+    let told = "systemctl kill --kill-who=main --signal=SIGUSR1 musttls.service";
+    let packaged = include_str!("../../packaging/musttls.logrotate");
+    assert!(packaged.contains(told) && packaged.contains("/var/log/musttls/audit.jsonl {"));
+    let rules = packaged
+        .replace("/var/log/musttls/audit.jsonl", &audit.to_string_lossy())
+        .replace(told, &format!("kill -USR1 {}", agent.pid()));
+    let file = audit.with_file_name("logrotate.conf");
+    fs::write(&file, rules).unwrap();
+    let state = audit.with_file_name("logrotate.state");
+    let output = Command::new("/usr/sbin/logrotate")
+        .args(["--force", "--state"])
+        .args([&state, &file])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    wait::until_true("the new audit file", PATIENCE, || Ok(audit.exists())).unwrap();
+}
+
+/// The numbers of the records that `events` shows with `args`, and what it complains of.
+fn events(agent: &Agent, args: &[&str]) -> (Vec<String>, String) {
+    let (text, errors, code) = agent.told(&[&["events", "--json"], args].concat()).unwrap();
+    assert_eq!(code, Some(0), "{errors}");
+    let numbers = text.lines().map(|line| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        record["metadata"]["uid"].as_str().unwrap().to_owned()
+    });
+    (numbers.collect(), errors)
+}
+
+fn set_modified(path: &Path, age: Duration) {
+    let file = fs::File::options().append(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - age).unwrap();
+}
+
+#[test]
+fn what_logrotate_has_compressed_is_read_like_the_rest() {
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(OBSERVE).unwrap();
+    let audit = agent.home().audit().to_owned();
+    let part = |number: &str| audit.with_extension(format!("jsonl.{number}"));
+    let mut first = None;
+    for round in 1..=4 {
+        for _ in 0..3 {
+            assert_eq!(login(&site.server, &site.net.app, USER), None);
+        }
+        await_clients(&agent, round * 3, plaintext);
+        first.get_or_insert_with(|| events(&agent, &[]).0);
+        if round < 4 {
+            logrotate(&agent);
+        }
+    }
+    let first = first.unwrap();
+    for name in ["1", "2.gz", "3.gz"] {
+        assert!(part(name).exists(), "{name}");
+    }
+    // Nothing twice, as the daemon has read it over all of that, and the same from the files alone.
+    let clients = json(&agent, &["clients", "--json"]);
+    let state = json(&agent, &["history", "--json"]);
+    assert_eq!(
+        (&state["sessions"], &state["behind"]),
+        (&12.into(), &0.into()),
+        "{state}"
+    );
+    assert_eq!(state["holes"], Value::Array(Vec::new()), "{state}");
+    let (_, errors, code) = agent.told(&["history", "rebuild"]).unwrap();
+    assert_eq!((errors.as_str(), code), ("", Some(0)));
+    assert_eq!(json(&agent, &["clients", "--json"]), clients);
+    let rebuilt = json(&agent, &["history", "--json"]);
+    assert_eq!(
+        (&rebuilt["sessions"], &rebuilt["holes"]),
+        (&state["sessions"], &state["holes"])
+    );
+
+    // Each record once and in its order, those of the oldest file first.
+    let (all, errors) = events(&agent, &["--since", "1h"]);
+    assert_eq!(errors, "");
+    assert!(all.starts_with(&first), "{all:?} after {first:?}");
+    let numbers: Vec<u64> = all
+        .iter()
+        .map(|uid| uid.rsplit_once('/').unwrap().1.parse().unwrap())
+        .collect();
+    let expected: Vec<u64> = (1..=u64::try_from(all.len()).unwrap()).collect();
+    assert_eq!(numbers, expected);
+    for count in [1, all.len() - 1, 1000] {
+        let last = &all[all.len().saturating_sub(count)..];
+        assert_eq!(events(&agent, &["-n", &count.to_string()]).0, last);
+    }
+    let (text, errors, _) = agent.told(&["why", first.last().unwrap()]).unwrap();
+    assert!(
+        text.contains(first.last().unwrap()) && text.contains("then: "),
+        "{text}{errors}"
+    );
+
+    // One that is too old for what is asked is not looked into, damaged or not; else it is named, and what it has is shown.
+    let whole = fs::read(part("3.gz")).unwrap();
+    fs::write(part("3.gz"), &whole[..whole.len() - 4]).unwrap();
+    fs::write(part("9.zst"), "no matter what").unwrap();
+    for name in ["3.gz", "9.zst"] {
+        set_modified(&part(name), Duration::from_hours(240));
+    }
+    let (recent, errors) = events(&agent, &["--since", "1d"]);
+    assert_eq!((&recent[..], errors.as_str()), (&all[first.len()..], ""));
+    let (again, errors) = events(&agent, &[]);
+    assert_eq!(again, all);
+    let named = |errors: &str| {
+        let is_named = |name: &str, what: &str| {
+            errors.contains(&format!("{} is {what}", part(name).display()))
+        };
+        assert!(
+            is_named("3.gz", "damaged") && is_named("9.zst", "left out"),
+            "{errors}"
+        );
+        assert!(errors.matches("help: ").count() >= 2, "{errors}");
+    };
+    named(&errors);
+    for command in [
+        &["clients"][..],
+        &["history"],
+        &["history", "rebuild"],
+        &["why", "999999"],
+    ] {
+        let (_, errors, _) = agent.told(command).unwrap();
+        named(&errors);
+    }
+    assert_eq!(json(&agent, &["clients", "--json"]), clients);
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    wait::until_true("the daemon to say so", PATIENCE, || {
+        Ok(agent.log()?.contains("3.gz is damaged"))
+    })
+    .with_context(|| agent.log().unwrap())
+    .unwrap();
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::console::{Progress, complain, print, print_wrapped, stream_json};
 use crate::error::{self, Failed};
 use crate::history::{self, Client, Filter, History, State};
 use crate::learn::{self, Lesson};
+use crate::login::printable;
 use crate::{clock, simulate as simulation, span};
 
 /// Rights of a file with exceptions: as of the configuration, it names users and addresses.
@@ -237,6 +238,7 @@ fn text(shown: &Shown) -> String {
         forgotten,
         since_s,
         newest_s,
+        left_out,
         holes,
     } = &shown.state;
     let newest = if *newest_s == 0 {
@@ -269,6 +271,11 @@ fn text(shown: &Shown) -> String {
             hole.why
         )
     }));
+    text.extend(
+        left_out
+            .iter()
+            .map(|file| format!("left out  {}\n", printable(file.as_bytes()).0)),
+    );
     text
 }
 
@@ -282,5 +289,8 @@ pub(super) fn rebuild(config: &Path) -> Result<Exit> {
         true
     })?;
     drop(progress);
+    for flaw in history.flaws()? {
+        complain(&format!("warning: {flaw}"));
+    }
     show(&config, history, false)
 }

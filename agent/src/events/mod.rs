@@ -18,7 +18,7 @@ use crate::config::{Config, PastDates};
 use crate::console::{Lines, complain, has_colors};
 use crate::error::Failed;
 use crate::trail::record::{Content, read};
-use crate::trail::{self, Part, Tail};
+use crate::trail::{self, Folder, Part, Tail};
 
 /// How many records of the past are shown before those that come.
 const FOLLOWED_LAST: usize = 10;
@@ -41,8 +41,10 @@ pub fn run(args: &EventsArgs) -> Result<Exit> {
         garbage: 0,
         later: 0,
         failed: None,
+        oldest: None,
     };
-    let parts = trail::parts(audit).with_context(|| reading(audit))?;
+    let mut folder = Folder::new(audit);
+    let parts = folder.parts().with_context(|| reading(audit))?;
     if parts.is_empty() && !args.follow {
         return nothing(audit);
     }
@@ -57,6 +59,7 @@ pub fn run(args: &EventsArgs) -> Result<Exit> {
     };
     let place = place.with_context(|| reading(audit))?;
     show.settle()?;
+    show.left_out(&folder);
     if args.follow {
         show.follow(audit, place)?;
     }
@@ -92,6 +95,8 @@ struct Show {
     garbage: u64,
     /// Records of a later release.
     later: u64,
+    /// When the oldest file was written to last that was looked into, unless it was all of them.
+    oldest: Option<SystemTime>,
     /// Why nothing more can be written.
     failed: Option<anyhow::Error>,
 }
@@ -111,6 +116,9 @@ impl Show {
         for part in parts {
             // What was written to last before that time has nothing of it.
             let offset = if since.is_some_and(|since| is_before(part.modified(), since)) {
+                if part.is_packed() {
+                    continue;
+                }
                 part.line_end(part.length())?
             } else {
                 part.lines(0, |line| {
@@ -122,7 +130,7 @@ impl Show {
                     }
                 })?
             };
-            place = Some((part, offset));
+            place = behind(part, offset);
             if self.out.is_gone() {
                 break;
             }
@@ -135,7 +143,11 @@ impl Show {
         let mut wanted: VecDeque<Vec<u8>> = VecDeque::new();
         let mut end = 0;
         for (at, part) in parts.iter().enumerate().rev() {
-            let part_end = part.line_end(part.length())?;
+            let part_end = if part.is_packed() {
+                0
+            } else {
+                part.line_end(part.length())?
+            };
             if at + 1 == parts.len() {
                 end = part_end;
             }
@@ -143,21 +155,31 @@ impl Show {
             if wanted.len() >= last || self.filter.since_ms.is_some_and(is_old) {
                 break;
             }
-            part.lines_back(part_end, |line| {
-                if self.wants(line) {
-                    wanted.push_front(line.to_vec());
-                }
-                if wanted.len() < last {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })?;
+            let found = part.last(part_end, last - wanted.len(), |line| self.wants(line))?;
+            found
+                .into_iter()
+                .rev()
+                .for_each(|line| wanted.push_front(line));
+            self.oldest = Some(part.modified());
+        }
+        if wanted.len() < last {
+            self.oldest = None;
         }
         for line in &wanted {
             self.put(line);
         }
-        Ok(parts.pop().map(|part| (part, end)))
+        Ok(parts.pop().and_then(|part| behind(part, end)))
+    }
+
+    /// Says which files were not read, or not to their end, though what is wanted may be there.
+    fn left_out(&self, folder: &Folder) {
+        for flaw in folder.flaws() {
+            let since = self.filter.since_ms;
+            let is_newer = self.oldest.is_none_or(|oldest| flaw.modified >= oldest);
+            if is_newer && !since.is_some_and(|since| is_before(flaw.modified, since)) {
+                complain(&format!("warning: {flaw}"));
+            }
+        }
     }
 
     /// Shows what comes, until nobody reads it.
@@ -240,6 +262,11 @@ impl Show {
         }
         Ok(())
     }
+}
+
+/// Where to go on behind `part`. A compressed one does not grow: with the file that comes behind it.
+fn behind(part: Part, offset: u64) -> Option<(Part, u64)> {
+    (!part.is_packed()).then_some((part, offset))
 }
 
 fn is_before(modified: SystemTime, since_ms: i64) -> bool {

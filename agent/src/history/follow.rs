@@ -14,6 +14,7 @@ use super::{History, State, rebuilt_text, source};
 use crate::clock;
 use crate::config::Config;
 use crate::error;
+use crate::trail::Flaw;
 
 /// How nice the thread is: everything else comes first (sched(7)).
 const NICE: i32 = 19;
@@ -140,9 +141,10 @@ fn work(config: &Config, shared: &Shared, told: &Receiver<()>) {
         tracing::debug!(%error, "the thread of the history is as urgent as the others");
     }
     let mut history = None;
+    let mut flaws = Vec::new();
     let mut reported: Option<Instant> = None;
     loop {
-        let pause = match look(config, shared, &mut history) {
+        let pause = match look(config, shared, &mut history, &mut flaws) {
             Ok(()) => {
                 shared.note(None);
                 if reported.take().is_some() {
@@ -191,8 +193,13 @@ fn sleep(shared: &Shared, pause: Duration) -> bool {
     false
 }
 
-/// Reads what is new.
-fn look(config: &Config, shared: &Shared, open: &mut Option<History>) -> Result<()> {
+/// Reads what is new. What cannot be read is told once.
+fn look(
+    config: &Config,
+    shared: &Shared,
+    open: &mut Option<History>,
+    told: &mut Vec<Flaw>,
+) -> Result<()> {
     if open.as_ref().is_some_and(|history| !history.is_current()) {
         *open = None;
     }
@@ -204,6 +211,12 @@ fn look(config: &Config, shared: &Shared, open: &mut Option<History>) -> Result<
     history.update(clock::wall(), |_, _| go_on())?;
     if let Some(why) = history.take_rebuilt() {
         tracing::warn!("{}", rebuilt_text(history, &why));
+    }
+    for flaw in history.flaws()? {
+        if !told.contains(&flaw) {
+            tracing::warn!("{flaw}");
+            told.push(flaw);
+        }
     }
     let state = history.state()?;
     if let Ok(mut place) = shared.state.lock() {

@@ -65,6 +65,12 @@ pub(super) fn prune(tx: &Transaction<'_>, oldest_s: i64, newest_s: i64) -> Resul
     Ok(())
 }
 
+/// When the oldest hour begins that has a session.
+pub(super) fn oldest_s(db: &Connection) -> Result<Option<i64>> {
+    let hour: Option<i64> = db.query_row("SELECT min(hour) FROM hour", [], |row| row.get(0))?;
+    Ok(hour.map(|hour| hour.saturating_mul(HOUR_S)))
+}
+
 /// The sessions of the hour of `since_s` and later ones, in their order.
 pub(super) fn read(db: &Connection, since_s: Option<i64>) -> Result<Vec<Tally>> {
     let mut tallies = db.prepare(

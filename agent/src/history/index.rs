@@ -36,8 +36,8 @@ use crate::login::printable;
 use crate::trail::record::{self, Content, Line, Seen};
 use crate::trail::{Part, whole_lines};
 
-/// Grows when the tables change: an index of another number is made anew.
-const VERSION: i64 = 2;
+/// Grows when the tables change, or which files they know of: an index of another number is made anew.
+const VERSION: i64 = 3;
 /// "must": says in the file whose it is.
 const APPLICATION: i64 = 0x6d75_7374;
 /// Rights of the file: who connects how is nobody's but root's.
@@ -46,6 +46,8 @@ const FILE_MODE: u32 = 0o600;
 const BUSY: Duration = Duration::from_secs(5);
 /// Holes that are kept ([`State::holes`]).
 pub(super) const HOLES: usize = 100;
+/// How many files are remembered that are not there any more.
+const GONE: usize = 1000;
 /// Longest text kept, in characters: the longest user name that a server knows.
 const TEXT_MAX: usize = 128;
 
@@ -223,12 +225,18 @@ impl Index {
                     params![part.head(), part.is_current()],
                 )?;
             }
-            to_read += unsigned(len.saturating_sub(offset));
+            to_read += part.left(unsigned(offset));
         }
+        let mut gone = 0;
         for (head, (_, was_current)) in known {
-            tx.execute("DELETE FROM file WHERE head = ?1", [head])?;
+            gone += 1;
+            // One that comes back, decompressed or from a backup, is known; but not all that ever were.
+            if gone > GONE {
+                tx.execute("DELETE FROM file WHERE head = ?1", [head])?;
+            }
             // What was written to it since the last look is not known.
             if was_current {
+                tx.execute("UPDATE file SET current = 0 WHERE head = ?1", [head])?;
                 put(&tx, "gone", 1)?;
             }
         }
@@ -244,7 +252,8 @@ impl Index {
     /// Reads up to `most` bytes of `part`, in one transaction. Returns how many were taken; 0 at the end of its last whole line.
     pub(super) fn read(&mut self, part: &Part, most: usize, now_s: i64) -> Result<u64> {
         // Nothing new, as a rule, and then nobody is kept from writing.
-        if part.length_now().context("read the audit file")? <= offset_of(&self.db, part)? {
+        let offset = offset_of(&self.db, part)?;
+        if part.ends_at(offset).context("read the audit file")? {
             return Ok(0);
         }
         let tx = self
@@ -360,8 +369,14 @@ impl Index {
             forgotten: unsigned(number("forgotten")?),
             since_s: number("since")?,
             newest_s: number("newest")?,
+            left_out: Vec::new(),
             holes: holes.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// The hour of the oldest session and the time of the newest record, in seconds of Unix time; 0 if there is none.
+    pub(super) fn span_s(&self) -> Result<(Option<i64>, i64)> {
+        Ok((hours::oldest_s(&self.db)?, get(&self.db, "newest")?))
     }
 
     /// Every client that is `wanted`, in the order of the key.

@@ -15,8 +15,9 @@ mod hours;
 mod index;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
@@ -25,7 +26,7 @@ use crate::audit::record::Outcome;
 use crate::clock;
 use crate::config::{AuditTarget, Config, HistoryConfig};
 use crate::error::Failed;
-use crate::trail;
+use crate::trail::{Flaw, Folder, Why};
 
 use index::{Damage, Index};
 
@@ -216,6 +217,8 @@ pub struct State {
     pub since_s: i64,
     /// The newest record, in seconds of Unix time; 0 if there is none.
     pub newest_s: i64,
+    /// Files with records that are not in it: compressed, and not by gzip, or damaged; the oldest first.
+    pub left_out: Vec<String>,
     /// What is missing, the newest last; at most 100.
     pub holes: Vec<Hole>,
 }
@@ -229,7 +232,7 @@ pub struct NoHistory(String);
 #[derive(Debug)]
 pub struct History {
     settings: HistoryConfig,
-    audit: PathBuf,
+    folder: Folder,
     index: Index,
     /// Why it was made anew when it was opened, if it was.
     rebuilt: Option<String>,
@@ -256,11 +259,11 @@ pub fn source(config: &Config) -> Result<&Path, NoHistory> {
 impl History {
     /// Opens the index that `config` names, or makes it. One that is damaged, or of another release, is made anew.
     pub fn open(config: &Config) -> Result<Self> {
-        let audit = source(config)?.to_owned();
+        let folder = Folder::new(source(config)?);
         let (index, rebuilt) = Index::open(&config.history.path)?;
         Ok(Self {
             settings: config.history.clone(),
-            audit,
+            folder,
             index,
             rebuilt,
         })
@@ -306,7 +309,7 @@ impl History {
         now: Timestamp,
         go_on: &mut impl FnMut(u64, u64) -> bool,
     ) -> Result<bool> {
-        let parts = trail::parts(&self.audit)?;
+        let parts = self.folder.parts()?;
         let mut to_read = self.index.begin(&parts)?;
         let mut done = 0;
         for part in &parts {
@@ -346,10 +349,34 @@ impl History {
     /// What it holds.
     pub fn state(&mut self) -> Result<State> {
         let mut state = self.index.state()?;
-        for part in trail::parts(&self.audit)? {
-            state.behind += part.length().saturating_sub(self.index.offset(&part)?);
+        for part in self.folder.parts()? {
+            state.behind += part.left(self.index.offset(&part)?);
         }
+        let left_out = self.flaws()?;
+        state.left_out = left_out
+            .iter()
+            .map(|flaw| flaw.path.display().to_string())
+            .collect();
         Ok(state)
+    }
+
+    /// Files that were not read, or not to their end, though what they have belongs here.
+    pub fn flaws(&self) -> Result<Vec<Flaw>> {
+        let keep_s = i64::try_from(self.settings.keep.as_secs()).unwrap_or(i64::MAX);
+        let (oldest_s, newest_s) = self.index.span_s()?;
+        let matters = |flaw: &Flaw| match flaw.why {
+            Why::Damaged(_) => true,
+            // What was written when others were read was read, too, before it was compressed; or there is a hole.
+            Why::Compressed => {
+                let modified = flaw.modified.duration_since(SystemTime::UNIX_EPOCH);
+                let modified_s = modified.map_or(0, |since| {
+                    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+                });
+                modified_s >= newest_s.saturating_sub(keep_s)
+                    && oldest_s.is_none_or(|oldest_s| modified_s < oldest_s)
+            }
+        };
+        Ok(self.folder.flaws().into_iter().filter(matters).collect())
     }
 
     /// Every client that is `wanted`, those in the clear first.
@@ -390,7 +417,7 @@ impl History {
     /// What it is read from.
     #[must_use]
     pub fn audit(&self) -> &Path {
-        &self.audit
+        self.folder.audit()
     }
 }
 
@@ -409,6 +436,9 @@ pub fn for_command(
     })?;
     if let Some(why) = history.take_rebuilt() {
         warn(&rebuilt_text(&history, &why));
+    }
+    for flaw in history.flaws()? {
+        warn(&flaw.to_string());
     }
     Ok(history)
 }

@@ -4,6 +4,7 @@ use super::*;
 use std::fs;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -291,7 +292,7 @@ fn two_that_write_at_once_do_no_harm() {
             let config = place.config.clone();
             std::thread::spawn(move || {
                 let mut history = History::open(&config).unwrap();
-                let parts = trail::parts(&history.audit).unwrap();
+                let parts = history.folder.parts().unwrap();
                 // In small bites, so that they meet.
                 while history
                     .index
@@ -313,7 +314,7 @@ fn a_reader_that_is_stopped_goes_on_where_it_was() {
     let mut place = Place::new();
     place.records(10);
     let mut history = place.open();
-    let parts = trail::parts(&history.audit).unwrap();
+    let parts = history.folder.parts().unwrap();
     assert!(
         history
             .index
@@ -348,11 +349,154 @@ fn rotated_files_are_read_to_their_end_and_no_line_twice() {
     place.records(1);
     let state = place.state();
     assert_eq!((state.sessions, state.holes.len()), (10, 0), "{state:?}");
-    // Compressed, and then gone: it was read.
-    fs::rename(place.path("audit.jsonl.2"), place.path("audit.jsonl.2.gz")).unwrap();
+    // Gone: it was read.
+    fs::remove_file(place.path("audit.jsonl.2")).unwrap();
     place.records(1);
     let state = place.state();
     assert_eq!((state.sessions, state.holes.len()), (11, 0), "{state:?}");
+}
+
+/// As logrotate does with what is two weeks old.
+fn compress(place: &Place, name: &str) {
+    let status = std::process::Command::new("gzip")
+        .arg(place.path(name))
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn compressed_files_count_once_whenever_they_were_read() {
+    let mut place = Place::new();
+    place.records(5);
+    place.rotate("audit.jsonl.3");
+    place.records(4);
+    place.rotate("audit.jsonl.2");
+    place.records(3);
+    place.rotate("audit.jsonl.1");
+    place.records(2);
+    // But for when the index was begun.
+    let found = |place: &Place| {
+        let state = State {
+            since_s: 0,
+            ..place.state()
+        };
+        (place.clients(), state)
+    };
+    let before = found(&place);
+    assert_eq!((before.1.sessions, before.1.behind), (14, 0));
+    // While gzip is at it, both are there; it was read to its end, so nothing of it is read.
+    fs::copy(place.path("audit.jsonl.3"), place.path("aside")).unwrap();
+    compress(&place, "audit.jsonl.3");
+    let is_as_before = |place: &Place| found(place) == before;
+    assert!(is_as_before(&place), "{:?}", place.state());
+    fs::rename(place.path("aside"), place.path("audit.jsonl.3")).unwrap();
+    assert!(is_as_before(&place), "{:?}", place.state());
+    fs::remove_file(place.path("audit.jsonl.3")).unwrap();
+    compress(&place, "audit.jsonl.2");
+    assert!(is_as_before(&place), "{:?}", place.state());
+    // The same from the files alone.
+    let mut history = place.open();
+    history.rebuild().unwrap();
+    assert!(history.update(now(), |_, _| true).unwrap());
+    assert!(is_as_before(&place), "{:?}", place.state());
+    // And decompressed again.
+    let status = std::process::Command::new("gzip")
+        .arg("-d")
+        .arg(place.path("audit.jsonl.3.gz"))
+        .status();
+    assert!(status.unwrap().success());
+    assert!(is_as_before(&place), "{:?}", place.state());
+}
+
+#[test]
+fn a_file_that_was_compressed_before_its_end_was_read_is_read_on() {
+    let mut place = Place::new();
+    place.records(10);
+    let mut history = place.open();
+    let parts = history.folder.parts().unwrap();
+    let index = &mut history.index;
+    assert!(index.read(&parts[0], 1200, now().as_second()).unwrap() > 0);
+    let partly = history.state().unwrap();
+    assert!(partly.sessions > 0 && partly.sessions < 10, "{partly:?}");
+    drop(history);
+    place.rotate("audit.jsonl.1");
+    compress(&place, "audit.jsonl.1");
+    assert_eq!(place.open().state().unwrap().behind, partly.behind);
+    place.records(3);
+    let state = place.state();
+    assert_eq!((state.sessions, state.behind), (13, 0), "{state:?}");
+    assert_eq!(state.holes.len(), 0, "{state:?}");
+}
+
+#[test]
+fn a_damaged_compressed_file_is_named_and_read_up_to_there() {
+    let mut place = Place::new();
+    place.records(2000);
+    place.rotate("audit.jsonl.1");
+    place.records(2);
+    compress(&place, "audit.jsonl.1");
+    let packed = place.path("audit.jsonl.1.gz");
+    let whole = fs::read(&packed).unwrap();
+    fs::write(&packed, &whole[..whole.len() / 2]).unwrap();
+    let times = |path: &Path| {
+        let file = fs::File::options().append(true).open(path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    };
+    times(&packed);
+    let mut history = place.read();
+    let state = history.state().unwrap();
+    assert!((500..2000).contains(&state.sessions), "{state:?}");
+    assert_eq!((state.behind, state.holes.len()), (0, 1), "{state:?}");
+    assert_eq!(state.left_out, [packed.display().to_string()]);
+    assert!(history.flaws().unwrap()[0].to_string().contains("damaged"));
+    // A whole copy is read on where the other ended.
+    fs::write(&packed, &whole).unwrap();
+    times(&packed);
+    let state = place.state();
+    assert_eq!((state.sessions, state.behind), (2002, 0), "{state:?}");
+    assert!(state.left_out.is_empty());
+}
+
+#[test]
+fn what_no_program_but_gzip_compressed_is_told_where_it_is_missing() {
+    let mut place = Place::new();
+    place.records(3);
+    place.rotate("audit.jsonl.2");
+    place.records(3);
+    assert_eq!(place.state().sessions, 6);
+    let zst = place.path("audit.jsonl.2.zst");
+    let mtime = |seconds: i64| {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
+        let file = fs::File::options().append(true).open(&zst).unwrap();
+        file.set_modified(at).unwrap();
+    };
+    fs::rename(place.path("audit.jsonl.2"), &zst).unwrap();
+    mtime(start_ms() / 1000 + 3);
+    assert!(place.state().left_out.is_empty(), "it was read");
+    // An index that was begun later.
+    let mut history = place.open();
+    history.rebuild().unwrap();
+    mtime(start_ms() / 1000 - 7200);
+    assert!(history.update(now(), |_, _| true).unwrap());
+    assert_eq!(place.state().left_out, [zst.display().to_string()]);
+    // Too old to matter.
+    mtime(1000);
+    assert!(place.state().left_out.is_empty());
+}
+
+#[test]
+fn a_file_that_comes_back_is_not_counted_again() {
+    let mut place = Place::new();
+    place.records(5);
+    place.rotate("audit.jsonl.1");
+    place.records(2);
+    assert_eq!(place.state().sessions, 7);
+    let aside = place.path("aside");
+    fs::rename(place.path("audit.jsonl.1"), &aside).unwrap();
+    place.records(1);
+    assert_eq!(place.state().sessions, 8);
+    fs::rename(&aside, place.path("audit.jsonl.1")).unwrap();
+    assert_eq!(place.state().sessions, 8);
 }
 
 #[test]

@@ -2,10 +2,14 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `parts` | the audit file and those it was rotated into: what each is known by, its lines in both directions |
+//! | `folder` | the audit file and those it was rotated into: which there are, which cannot be read |
+//! | `parts` | one of them: what it is known by, its lines in both directions |
+//! | `packed` | one that gzip has compressed |
 //! | `tail` | what has come since the last look, over rotation and truncation |
 //! | [`record`] | what a line tells |
 
+mod folder;
+mod packed;
 mod parts;
 pub mod record;
 mod tail;
@@ -14,7 +18,8 @@ use std::path::Path;
 
 use crate::config::{AuditTarget, Config};
 
-pub use parts::{Part, parts, whole_lines};
+pub use folder::{Flaw, Folder, Why};
+pub use parts::{Part, whole_lines};
 pub use tail::Tail;
 
 /// There is no audit file to read. The text is complete.

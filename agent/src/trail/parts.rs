@@ -1,29 +1,30 @@
-//! The audit file and those it was rotated into, oldest first.
+//! A file with records.
 //!
-//! A file is known by its first line, which has a number of its own (`metadata.uid`): so it is the same file under another name
-//! (rotation), as a copy (`copytruncate`), and another one in the same inode.
+//! It is known by its first line, which has a number of its own (`metadata.uid`): so it is the same file under another name
+//! (rotation), as a copy (`copytruncate`) and compressed, and another one in the same inode. Offsets are those of its content,
+//! compressed or not.
 
-use std::fs::File;
+use std::collections::VecDeque;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result};
 use rustix::fs::{Mode, OFlags};
+
+use super::packed::{Known, Packed};
 
 /// How much of its first line a file is known by, in bytes: a record is shorter as a rule, and its number is in it.
 const HEAD: usize = 4096;
 /// How much is read at once, in bytes. A longer line is no record.
 const CHUNK: usize = 1 << 20;
-/// Endings of files that cannot be read as they are.
-const COMPRESSED: [&str; 6] = [".gz", ".xz", ".zst", ".bz2", ".lz4", ".Z"];
-
 /// A file with records.
 #[derive(Debug)]
 pub struct Part {
-    file: File,
+    source: Source,
     head: i64,
     device: u64,
     inode: u64,
@@ -33,18 +34,32 @@ pub struct Part {
     is_current: bool,
 }
 
+#[derive(Debug)]
+enum Source {
+    Plain(File),
+    Packed(Box<Packed>),
+}
+
 impl Part {
     /// Opens the file at `path`. None if its first line has not come yet.
     pub fn open(path: &Path, is_current: bool) -> io::Result<Option<Self>> {
-        // O_NONBLOCK: a FIFO of that name must not make this wait.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
+        let (file, metadata) = open(path)?;
+        Self::new(Source::Plain(file), &metadata, is_current)
+    }
+
+    /// Opens the file at `path`, which gzip has compressed, and of which something may be `known`. None if it has no whole first line.
+    pub(super) fn unpack(
+        path: &Path,
+        known: impl FnOnce(&Metadata) -> Arc<Known>,
+    ) -> io::Result<Option<Self>> {
+        let (file, metadata) = open(path)?;
+        let packed = Packed::new(file, metadata.len(), known(&metadata))?;
+        Self::new(Source::Packed(Box::new(packed)), &metadata, false)
+    }
+
+    fn new(source: Source, metadata: &Metadata, is_current: bool) -> io::Result<Option<Self>> {
         let mut part = Self {
-            file,
+            source,
             head: 0,
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -63,13 +78,10 @@ impl Part {
 
     /// What it is known by now: it may have been truncated. None if it has no whole first line.
     pub fn head_now(&self) -> io::Result<Option<i64>> {
-        let head = self.read(0, HEAD)?;
-        let line = match head.iter().position(|&byte| byte == b'\n') {
-            Some(end) => head.get(..end),
-            None if head.len() == HEAD => Some(head.as_slice()),
-            None => None,
-        };
-        Ok(line.map(fingerprint))
+        if let Source::Packed(packed) = &self.source {
+            return packed.head(HEAD, head_of);
+        }
+        Ok(head_of(&self.read(0, HEAD)?))
     }
 
     /// What its first line is known by.
@@ -84,16 +96,30 @@ impl Part {
         (self.device, self.inode)
     }
 
-    /// Its length when it was opened.
+    /// Its length when it was opened; of a compressed one, as it says of itself until it has been read.
     #[must_use]
-    pub const fn length(&self) -> u64 {
-        self.len
+    pub fn length(&self) -> u64 {
+        match &self.source {
+            Source::Plain(_) => self.len,
+            Source::Packed(packed) => packed.length(),
+        }
+    }
+
+    /// Whether it is compressed.
+    #[must_use]
+    pub const fn is_packed(&self) -> bool {
+        matches!(self.source, Source::Packed(_))
     }
 
     /// Whether it has the name of the audit file.
     #[must_use]
     pub const fn is_current(&self) -> bool {
         self.is_current
+    }
+
+    /// Takes it for the one with the name of the audit file, or not.
+    pub(super) const fn set_current(&mut self, is_current: bool) {
+        self.is_current = is_current;
     }
 
     /// When it was written to last.
@@ -104,26 +130,50 @@ impl Part {
 
     /// Its length now: the agent goes on writing.
     pub fn length_now(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        match &self.source {
+            Source::Plain(file) => Ok(file.metadata()?.len()),
+            Source::Packed(packed) => Ok(packed.length()),
+        }
+    }
+
+    /// Whether there is nothing at `offset` and behind it. A compressed file is not read for it.
+    pub fn ends_at(&self, offset: u64) -> io::Result<bool> {
+        match &self.source {
+            Source::Plain(_) => Ok(self.length_now()? <= offset),
+            Source::Packed(packed) => Ok(packed.ends_at(offset)),
+        }
+    }
+
+    /// How much there is from `offset` on, as far as that is known.
+    #[must_use]
+    pub fn left(&self, offset: u64) -> u64 {
+        match &self.source {
+            Source::Packed(packed) if packed.ends_at(offset) => 0,
+            _ => self.length().saturating_sub(offset),
+        }
     }
 
     /// Reads up to `most` bytes from `offset` on.
     pub fn read(&self, offset: u64, most: usize) -> io::Result<Vec<u8>> {
+        let file = match &self.source {
+            Source::Plain(file) => file,
+            Source::Packed(packed) => return packed.read(offset, most),
+        };
         let left = self.length_now()?.saturating_sub(offset);
         let wanted = usize::try_from(left).map_or(most, |left| left.min(most));
         let mut bytes = vec![0; wanted];
-        let mut done = 0;
-        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
-            match self.file.read_at(rest, at) {
-                Ok(0) => break,
-                Ok(read) => done += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let done = fill(file, &mut bytes, offset)?;
         bytes.truncate(done);
         Ok(bytes)
+    }
+
+    /// How much memory its content takes, of a compressed one.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        match &self.source {
+            Source::Plain(_) => 0,
+            Source::Packed(packed) => packed.held(),
+        }
     }
 
     /// Reads its whole lines from `offset` on, where one begins, until `each` says so. Returns where the next begins.
@@ -148,8 +198,44 @@ impl Part {
         }
     }
 
+    /// The last whole lines before `end` that are wanted, at most so many, in their order. A compressed file, which ends at its end, can
+    /// be read in one direction only.
+    pub fn last(
+        &self,
+        end: u64,
+        most: usize,
+        mut wants: impl FnMut(&[u8]) -> bool,
+    ) -> io::Result<VecDeque<Vec<u8>>> {
+        let mut found: VecDeque<Vec<u8>> = VecDeque::new();
+        if self.is_packed() {
+            self.lines(0, |line| {
+                if wants(line) {
+                    found.push_back(line.to_vec());
+                    if found.len() > most {
+                        found.pop_front();
+                    }
+                }
+                ControlFlow::Continue(())
+            })?;
+            return Ok(found);
+        }
+        if most > 0 {
+            self.lines_back(end, |line| {
+                if wants(line) {
+                    found.push_front(line.to_vec());
+                }
+                if found.len() < most {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
     /// Reads its whole lines before `end`, the last first, until `each` says so.
-    pub fn lines_back(
+    fn lines_back(
         &self,
         end: u64,
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
@@ -207,65 +293,41 @@ pub fn whole_lines(bytes: &[u8], most: usize) -> &[u8] {
     }
 }
 
-/// The files of `audit`, oldest first. One without a whole first line has not begun.
-pub fn parts(audit: &Path) -> Result<Vec<Part>> {
-    let directory = audit.parent().unwrap_or(audit);
-    let name = audit.file_name().unwrap_or_default().to_string_lossy();
-    let listing = || format!("list {}", directory.display());
-    let mut parts: Vec<Part> = Vec::new();
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(parts),
-        entries => entries.with_context(listing)?,
+/// Opens the file at `path` and looks at it.
+fn open(path: &Path) -> io::Result<(File, Metadata)> {
+    // O_NONBLOCK: a FIFO of that name must not make this wait.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok((file, metadata))
+}
+
+/// Reads `bytes` from `offset` on. Returns how many there were.
+pub(super) fn fill(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+        match file.read_at(rest, at) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// What a file is known by that begins with `head`.
+fn head_of(head: &[u8]) -> Option<i64> {
+    let line = match head.iter().position(|&byte| byte == b'\n') {
+        Some(end) => head.get(..end),
+        None if head.len() == HEAD => Some(head),
+        None => None,
     };
-    for entry in entries {
-        let entry = entry.with_context(listing)?;
-        let other = entry.file_name();
-        let other = other.to_string_lossy();
-        let is_current = other == name;
-        if !is_current && !is_rotated(&name, &other) {
-            continue;
-        }
-        if let Some(part) = open(&entry.path(), is_current)
-            .with_context(|| format!("read {}", entry.path().display()))?
-        {
-            parts.push(part);
-        }
-    }
-    parts.sort_by_key(|part| (part.is_current, part.modified));
-    // Copies of one file: the longest has all that the others have.
-    let mut distinct: Vec<Part> = Vec::new();
-    for part in parts {
-        match distinct.iter_mut().find(|known| known.head == part.head) {
-            Some(known) if known.len < part.len => *known = part,
-            Some(known) => known.is_current |= part.is_current,
-            None => distinct.push(part),
-        }
-    }
-    Ok(distinct)
-}
-
-/// `audit.jsonl.1`, `audit.jsonl-20261123`: as logrotate names them.
-fn is_rotated(name: &str, other: &str) -> bool {
-    other.strip_prefix(name).is_some_and(|rest| {
-        rest.strip_prefix(['.', '-'])
-            .is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
-            && !COMPRESSED.iter().any(|ending| rest.ends_with(ending))
-    })
-}
-
-/// As [`Part::open`], of a file that was found in a listing.
-fn open(path: &Path, is_current: bool) -> io::Result<Option<Part>> {
-    match Part::open(path, is_current) {
-        Ok(part) => Ok(part),
-        // It has just been rotated away, or is a link.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            Ok(None)
-        }
-        // No file of records.
-        Err(_) if std::fs::symlink_metadata(path).is_ok_and(|it| !it.is_file()) => Ok(None),
-        Err(error) => Err(error),
-    }
+    line.map(fingerprint)
 }
 
 /// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every release.
@@ -279,19 +341,6 @@ fn fingerprint(bytes: &[u8]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rotated_files_are_those_that_logrotate_makes() {
-        let is = |other| is_rotated("audit.jsonl", other);
-        assert!(is("audit.jsonl.1") && is("audit.jsonl-20261123") && is("audit.jsonl.12"));
-        assert!(!is("audit.jsonl") && !is("audit.jsonl.2.gz") && !is("audit.jsonl-20261123.zst"));
-        assert!(
-            !is("audit.jsonl.bak")
-                && !is("audit.jsonl~")
-                && !is("other.1")
-                && !is("audit.jsonl.db-1x".replace("jsonl.db", "json").as_str())
-        );
-    }
 
     #[test]
     fn fingerprints_are_those_of_fnv_1a() {

@@ -5,16 +5,17 @@
 
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::parts::{Part, parts};
+use super::folder::Folder;
+use super::parts::Part;
 
 /// An audit file that is followed.
 #[derive(Debug)]
 pub struct Tail {
-    path: PathBuf,
+    folder: Folder,
     place: Option<Place>,
     /// How much of what is there before the first look is read, in bytes.
     first: u64,
@@ -34,7 +35,7 @@ impl Tail {
     #[must_use]
     pub fn of_end(path: &Path, first: u64, most: u64) -> Self {
         Self {
-            path: path.to_owned(),
+            folder: Folder::new(path),
             place: None,
             first,
             most,
@@ -45,7 +46,7 @@ impl Tail {
     #[must_use]
     pub fn behind(path: &Path, part: Option<(Part, u64)>) -> Self {
         Self {
-            path: path.to_owned(),
+            folder: Folder::new(path),
             place: part.map(|(part, offset)| Place { part, offset }),
             first: u64::MAX,
             most: u64::MAX,
@@ -55,7 +56,7 @@ impl Tail {
     /// The file that is followed.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.folder.audit()
     }
 
     /// Whether there has been a file.
@@ -66,8 +67,9 @@ impl Tail {
 
     /// Tells `each` the lines that have come since the last look, the oldest first.
     pub fn look(&mut self, mut each: impl FnMut(&[u8])) -> Result<()> {
-        let reading = || format!("read {}", self.path.display());
-        let current = match Part::open(&self.path, true) {
+        let path = self.path().to_owned();
+        let reading = || format!("read {}", path.display());
+        let current = match Part::open(&path, true) {
             Ok(current) => current,
             // Moved away, and the agent has not opened a new one yet.
             Err(error) if error.kind() == ErrorKind::NotFound && self.place.is_some() => None,
@@ -94,12 +96,13 @@ impl Tail {
 
     /// Reads what is left of the file that had the name, and those that have had it since.
     fn move_on(&mut self, current: Option<Part>, each: &mut impl FnMut(&[u8])) -> Result<()> {
-        let reading = || format!("read {}", self.path.display());
+        let path = self.path().to_owned();
+        let reading = || format!("read {}", path.display());
         let Some(place) = &mut self.place else {
             return Ok(());
         };
         let head = place.part.head();
-        let mut parts = parts(&self.path)?;
+        let mut parts = self.folder.parts()?;
         let Some(at) = parts.iter().position(|part| part.head() == head) else {
             // It was compressed or removed, and is still open. Where it was truncated, what it had is gone.
             if place.part.head_now().with_context(reading)? == Some(head) {
@@ -112,8 +115,15 @@ impl Tail {
             return Ok(());
         };
         for part in parts.drain(at..) {
-            let offset = if part.head() == head { place.offset } else { 0 };
-            *place = Place { part, offset };
+            let is_same = part.head() == head;
+            // What is open is the whole of a file that was compressed meanwhile.
+            if !(is_same
+                && part.is_packed()
+                && place.part.head_now().with_context(reading)? == Some(head))
+            {
+                let offset = if is_same { place.offset } else { 0 };
+                *place = Place { part, offset };
+            }
             place.read(self.most, each).with_context(reading)?;
         }
         Ok(())
@@ -132,6 +142,10 @@ impl Place {
 
     /// Passes over what is more than `most` bytes before the end, to the beginning of a line.
     fn pass_to_last(&mut self, most: u64) -> io::Result<()> {
+        // How long it is, is not known before it has been read.
+        if self.part.is_packed() {
+            return Ok(());
+        }
         let newest = self.part.length_now()?.saturating_sub(most);
         if self.offset < newest {
             let before = self.part.line_end(newest)?;
@@ -146,6 +160,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::Write as _;
+    use std::path::PathBuf;
 
     struct Place {
         directory: tempfile::TempDir,
@@ -174,6 +189,13 @@ mod tests {
 
         fn rotate(&self, name: &str) {
             fs::rename(self.path("audit.jsonl"), self.path(name)).unwrap();
+        }
+
+        fn gzip(&self, name: &str) {
+            let status = std::process::Command::new("gzip")
+                .arg(self.path(name))
+                .status();
+            assert!(status.unwrap().success());
         }
 
         fn look(&mut self) -> Vec<String> {
@@ -246,9 +268,26 @@ mod tests {
         place.append("a\n");
         assert_eq!(place.look(), ["a"]);
         place.append("b\n");
-        place.rotate("audit.jsonl.1.gz");
+        place.rotate("audit.jsonl.1");
+        place.gzip("audit.jsonl.1");
+        // Nobody has opened a new one yet.
+        assert_eq!(place.look(), ["b"]);
+        assert!(place.look().is_empty());
         place.append("c\n");
-        assert_eq!(place.look(), ["b", "c"]);
+        assert_eq!(place.look(), ["c"]);
+        // One that came and went, and was compressed by then.
+        place.append("d\n");
+        place.rotate("audit.jsonl.3");
+        place.append("e\nf\n");
+        place.rotate("audit.jsonl.2");
+        place.gzip("audit.jsonl.2");
+        place.append("g\n");
+        assert_eq!(place.look(), ["d", "e", "f", "g"]);
+        // It was removed, and is still open.
+        place.append("h\n");
+        fs::remove_file(place.path("audit.jsonl")).unwrap();
+        place.append("i\n");
+        assert_eq!(place.look(), ["h", "i"]);
     }
 
     #[test]

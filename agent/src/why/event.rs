@@ -1,7 +1,6 @@
 //! A record: where it is, and what was decided then.
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -17,8 +16,8 @@ use crate::error::Failed;
 use crate::events::row;
 use crate::history::{Class, Client};
 use crate::login::printable;
-use crate::trail;
 use crate::trail::record::{Content, Line, Seen, read};
+use crate::trail::{Flaw, Folder, Part};
 
 /// What a record is known by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,35 +58,39 @@ impl fmt::Display for Event {
     }
 }
 
-/// The line of a record in `audit` or the files it was rotated into; of several, the newest.
-pub fn find(audit: &Path, wanted: &Event) -> Result<Option<Vec<u8>>> {
+/// The line of a record in `audit` or the files it was rotated into; of several, the newest. And the files that were not read, or not to
+/// their end, where a newer one may be.
+pub fn find(audit: &Path, wanted: &Event) -> Result<(Option<Vec<u8>>, Vec<Flaw>)> {
     let reading = || {
         Failed::new(
             format!("read the audit file {}", audit.display()),
             "run it as root, and name the configuration of the agent: --config FILE",
         )
     };
-    let parts = trail::parts(audit).with_context(reading)?;
-    let all = parts.iter().map(trail::Part::length).sum();
+    let mut folder = Folder::new(audit);
+    let parts = folder.parts().with_context(reading)?;
+    let all = parts.iter().map(Part::length).sum();
     let mut progress = Progress::new("looking for the record");
     let mut done = 0;
     let mut found = None;
     for part in parts.iter().rev() {
-        part.lines_back(part.length(), |line| {
-            done += u64::try_from(line.len()).unwrap_or(0);
-            progress.at(done, all);
-            if wanted.is(&read(line)) {
-                found = Some(line.to_vec());
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })
-        .with_context(reading)?;
-        if found.is_some() {
+        let mut here = part
+            .last(part.length(), 1, |line| {
+                done += u64::try_from(line.len()).unwrap_or(0);
+                progress.at(done, all);
+                wanted.is(&read(line))
+            })
+            .with_context(reading)?;
+        if let Some(line) = here.pop_back() {
+            found = Some((line, part.modified()));
             break;
         }
     }
-    Ok(found)
+    let mut flaws = folder.flaws();
+    if let Some((_, modified)) = &found {
+        flaws.retain(|flaw| wanted.run.is_none() && flaw.modified >= *modified);
+    }
+    Ok((found.map(|(line, _)| line), flaws))
 }
 
 /// What was decided then.

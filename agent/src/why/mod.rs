@@ -166,13 +166,17 @@ fn index_of(config: &Config, name: &str) -> Result<u16> {
 
 fn of_event(config: &Config, path: &Path, event: &Event, now: Timestamp) -> Result<Answer> {
     let audit = trail::file(config)?;
-    let line = event::find(audit, event)?.ok_or_else(|| {
+    let (line, flaws) = event::find(audit, event)?;
+    for flaw in &flaws {
+        complain(&format!("warning: {flaw}"));
+    }
+    let line = line.ok_or_else(|| {
         anyhow!("no record is known by `{event}`").context(Failed::new(
             format!(
                 "look through {} and the files it was rotated into",
                 audit.display()
             ),
-            "`musttls events` shows the numbers of records; files that were compressed are not looked through",
+            "`musttls events` shows the numbers of records",
         ))
     })?;
     let told = event::tell(&line)?;

@@ -21,6 +21,7 @@ const PACKAGES: &[Package] = &[
         "the peer that the benchmarks compare with; loses and redirects packets in tests",
     ),
     ("iproute2", "network namespaces and veth pairs of the tests"),
+    ("logrotate", "rotates and compresses records in tests"),
     ("openssl", "certificates of the test servers"),
     ("debootstrap", "makes the MySQL tree"),
     ("qemu-system-x86", "boots the other kernels"),
