@@ -1,7 +1,7 @@
 //! The policy compiler: a valid configuration becomes the tables that the kernel evaluates.
 //!
 //! The tables and their evaluation are those of [`musttls_common::policy`]; [`Tables::found`] evaluates
-//! the same tables in user space.
+//! the same tables in user space; `naive`, for tests, knows no tables.
 //!
 //! An exception with conditions is in the tables like any other; which of them are met the agent says of each session.
 //!
@@ -10,6 +10,9 @@
 //!
 //! Invariant: an IPv6 network never matches an IPv4 client, although `::/0` contains the IPv4-mapped
 //! addresses that stand for them (RFC 4291 section 2.5.5.2).
+
+#[cfg(any(test, feature = "probe"))]
+pub mod naive;
 
 use std::collections::{BTreeMap, HashMap};
 use std::iter;
@@ -387,6 +390,7 @@ impl Clocks {
 
 #[cfg(test)]
 mod tests {
+    use super::naive::Seen;
     use super::*;
     use crate::address::octets;
     use crate::config::{ModeEnd, OwnTls, ServerConfig};
@@ -436,61 +440,13 @@ mod tests {
         }
     }
 
-    /// A session, as one who knew all of it would describe it.
-    #[derive(Clone, Copy, Debug)]
-    struct Seen<'s> {
-        client: IpAddr,
-        server: u16,
-        user: Option<&'s str>,
-        program: Option<&'s str>,
-        /// `None` for a client of another host.
-        uid: Option<u32>,
-    }
-
-    fn meets(conditions: &Conditions, seen: &Seen<'_>) -> bool {
-        let is_user = conditions
-            .uids
-            .as_ref()
-            .is_none_or(|uids| seen.uid.is_some_and(|uid| uids.contains(&uid)));
-        conditions.meets_program(seen.program) && is_user
-    }
-
-    /// What the documentation says, exception by exception.
-    fn naive(config: &Config, seen: &Seen<'_>, at: Timestamp) -> Option<u16> {
-        let name = config.server_name(seen.server);
-        let position = |is_conditional: bool| {
-            config.exceptions.iter().position(|exception| {
-                exception.conditions.are_some() == is_conditional
-                    && (exception.source.is_empty()
-                        || exception
-                            .source
-                            .iter()
-                            .any(|network| network.contains(&seen.client)))
-                    && exception
-                        .server
-                        .as_deref()
-                        .is_none_or(|wanted| wanted == name)
-                    && (exception.users.is_empty()
-                        || seen
-                            .user
-                            .is_some_and(|user| exception.users.iter().any(|named| named == user)))
-                    && meets(&exception.conditions, seen)
-                    && exception.holds(at)
-            })
-        };
-        let rule = |position: usize| u16::try_from(position).unwrap();
-        let plain = position(false).map(rule);
-        let loopback = (seen.uid.is_some() && name == "b").then_some(LOOPBACK_RULE);
-        plain.or(loopback).or(position(true).map(rule))
-    }
-
     /// What gate and agent say together.
     fn found(config: &Config, tables: &Tables, seen: &Seen<'_>, boottime_ns: u64) -> Option<u16> {
         let login = Login {
             client: octets(seen.client),
             is_local: seen.uid.is_some(),
             server: seen.server,
-            user: seen.user.map(str::as_bytes),
+            user: seen.user,
         };
         match tables.found(&login, boottime_ns) {
             Found::Rule(rule) => Some(rule),
@@ -498,7 +454,7 @@ mod tests {
             Found::Depends => tables
                 .conditional(&login, boottime_ns)
                 .into_iter()
-                .find(|rule| meets(&config.exceptions[usize::from(*rule)].conditions, seen)),
+                .find(|rule| seen.meets(&config.exceptions[usize::from(*rule)].conditions)),
         }
     }
 
@@ -577,10 +533,11 @@ mod tests {
                 for server in 0..4 {
                     for user in [None, Some("x"), Some("y"), Some("z")] {
                         for (program, uid) in [(None, None), (Some("p"), None), (Some("p"), Some(1)), (Some("q"), Some(2))] {
+                            let user = user.map(str::as_bytes);
                             let seen = Seen { client, server, user, program, uid };
                             prop_assert_eq!(
                                 found(&config, &tables, &seen, boottime),
-                                naive(&config, &seen, at),
+                                naive::decided(&config, &seen, at),
                                 "{:?}", seen
                             );
                         }
