@@ -20,10 +20,16 @@ fn main() -> Result<()> {
         // Lets the pinned stable rustc build `core` for the BPF target (ADR 0004).
         env::set_var("RUSTC_BOOTSTRAP", "1");
     }
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_PROBE").is_some() {
+        &["probe"]
+    } else {
+        &[]
+    };
     aya_build::build_ebpf(
         [Package {
             name: "musttls-ebpf",
             root_dir: &gate,
+            features,
             ..Package::default()
         }],
         Toolchain::Custom(&toolchain),

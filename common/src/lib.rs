@@ -20,6 +20,7 @@
 //! | [`session`] | the record that hangs on a socket | gate, agent (listeners, sessions older than the gate) | gate, agent (the latter) |
 //! | [`event`] | ring buffer records | gate | agent |
 //! | [`counter`] | indices of the per-CPU counters | gate | agent |
+//! | `probe` | feature `probe`, of tests: a login that the kernel is asked about | tests, `on_probe` | the same |
 //!
 //! Invariant: no I/O, no clock, no allocation, no dependency; `unsafe` only in `pod`.
 
@@ -41,6 +42,8 @@ pub mod mysql;
 pub mod mysqlx;
 pub mod older;
 pub mod policy;
+#[cfg(feature = "probe")]
+pub mod probe;
 pub mod proxy;
 pub mod session;
 pub mod stream;

@@ -30,3 +30,8 @@ pod! {
     UnixPeer = 8 + 4 + 4 + 16,
     UserKey = 128,
 }
+
+#[cfg(feature = "probe")]
+pod! {
+    crate::probe::Probe = 8 + 8 + 20 + 4 + 2 + 2 + 2 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 3,
+}

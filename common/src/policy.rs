@@ -224,8 +224,8 @@ impl RuleTimes {
     }
 }
 
-/// Most exceptions that have ended and are still in the tables before one that holds. The agent takes an
-/// exception out of the tables when it ends; this bound matters only where no agent has run since.
+/// Most exceptions that are in the tables, match and do not hold, before one that holds. They have not begun yet, or have ended: the
+/// agent takes an exception out of the tables when it ends, so these matter only where no agent has run since.
 pub const MAX_ENDED: usize = 64;
 
 /// Most rounds of a [`Walk`] before the login counts as not excepted: of one that goes on to exceptions with conditions, and of one

@@ -40,6 +40,8 @@ mod older;
 mod packet;
 mod place;
 mod policy;
+#[cfg(feature = "probe")]
+mod probe;
 mod proxy;
 mod session;
 mod unix;

@@ -5,6 +5,8 @@ mod links;
 mod maps;
 mod outgoing;
 pub mod pins;
+#[cfg(feature = "probe")]
+pub mod probe;
 pub mod sockmap;
 mod sys;
 mod tables;
