@@ -6,10 +6,10 @@
 
 #![cfg(test)]
 
-use std::env;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use musttls_tests::agent::Agent;
+use musttls_tests::attack::random::seed_and_sessions;
 use musttls_tests::attack::share::{BATCH, Share};
 use musttls_tests::attack::{self, Attempt};
 use musttls_tests::evidence;
@@ -20,10 +20,6 @@ use musttls_tests::server::{OPEN_USER, Server};
 const SESSIONS: usize = 40_000;
 /// Of a hundred attempts, at least so many get in where nothing is refused.
 const WORKS: usize = 15;
-
-fn number_from(variable: &str, default: usize) -> usize {
-    env::var(variable).map_or(default, |text| text.parse().unwrap())
-}
 
 /// Those of `attempts` whose command the server has carried out.
 fn got_in(server: &Server, mut attempts: Vec<Attempt>) -> Vec<Attempt> {
@@ -75,23 +71,9 @@ fn attack(share: &Share, first: u64, sessions: usize) {
     assert_eq!(logged as u64, honest, "logins of honest clients");
 }
 
-/// The seed of the first attempt, and how many are made.
-fn seed_and_sessions() -> (u64, usize) {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let seed = number_from(
-        "MUSTTLS_EVASION_SEED",
-        usize::try_from(now.as_secs()).unwrap() << 20,
-    );
-    let sessions = number_from("MUSTTLS_EVASION_SESSIONS", SESSIONS);
-    println!("MUSTTLS_EVASION_SEED={seed} MUSTTLS_EVASION_SESSIONS={sessions}");
-    (seed as u64, sessions)
-}
-
 #[test]
 fn no_random_attempt_gets_a_login_in() {
-    let (seed, sessions) = seed_and_sessions();
+    let (seed, sessions) = seed_and_sessions("MUSTTLS_EVASION", SESSIONS).unwrap();
     for share in Share::GREETED
         .iter()
         .filter(|it| it.product.is_under_test())
@@ -103,6 +85,6 @@ fn no_random_attempt_gets_a_login_in() {
 // It finds the holes of `evasion_tcp.rs`.
 #[test]
 fn no_random_attempt_before_the_greeting_gets_a_login_in() {
-    let (seed, sessions) = seed_and_sessions();
+    let (seed, sessions) = seed_and_sessions("MUSTTLS_EVASION", SESSIONS).unwrap();
     attack(&Share::EARLY, seed, sessions.div_ceil(Share::GREETED.len()));
 }

@@ -4,7 +4,13 @@
 //! that the server's TCP discards, and urgent bytes; in the end most send the login once more in order, as a
 //! TCP does that was not acknowledged, so that gaps are filled.
 
+use std::env;
+use std::num::ParseIntError;
 use std::ops::Range;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
 
 use super::{Attempt, Step, Stream};
 use crate::tcp::{ACK, Extension, FIN, Opening, PSH, RST, SYN, Segment, Stamp};
@@ -57,6 +63,26 @@ impl Random {
             all.swap(last, other);
         }
     }
+}
+
+/// The seed of the first thing that is made up, and how many sessions come of it: from the environment, in `{name}_SEED` and
+/// `{name}_SESSIONS`, or by the clock and `sessions`. Both are printed.
+pub fn seed_and_sessions(name: &str, sessions: usize) -> Result<(u64, usize)> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let seed = number_from(&format!("{name}_SEED"), now.as_secs() << 20)?;
+    let sessions = number_from(&format!("{name}_SESSIONS"), sessions)?;
+    println!("{name}_SEED={seed} {name}_SESSIONS={sessions}");
+    Ok((seed, sessions))
+}
+
+fn number_from<N>(variable: &str, default: N) -> Result<N>
+where
+    N: FromStr<Err = ParseIntError>,
+{
+    env::var(variable).map_or(Ok(default), |text| {
+        text.parse()
+            .with_context(|| format!("{variable} is `{text}`, no number"))
+    })
 }
 
 /// The attempt of `seed` with the bytes of `stream`.
