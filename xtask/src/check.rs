@@ -150,6 +150,7 @@ fn clippy_kernel() -> Result<()> {
         "--release",
         "--package",
         KERNEL_PACKAGE,
+        "--all-features",
         "--target",
         "bpfel-unknown-none",
         "-Z",

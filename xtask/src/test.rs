@@ -163,6 +163,7 @@ fn integration_tests(cache: &Cache, full: bool) -> Result<()> {
     if full {
         for (times, count) in [
             ("MUSTTLS_EVASION_SESSIONS", "100000"),
+            ("MUSTTLS_POLICY_SESSIONS", "1000000"),
             ("MUSTTLS_TLS_LOGINS", "100000"),
             ("MUSTTLS_KILLS", "50"),
             ("MUSTTLS_RELOADS", "1000"),

@@ -67,6 +67,7 @@ const FULL: &[&str] = &[
     "older",
     "pass",
     "persist",
+    "policy_kernel",
     "privileges",
     "proxy",
     "refusal",
@@ -204,7 +205,7 @@ impl HostTests {
         Ok(Self {
             environment: format!(
                 "MUSTTLS_BIN={} MUSTTLS_CACHE={} MUSTTLS_SERVER=mariadb MUSTTLS_PATIENCE=3 MUSTTLS_EVASION_SESSIONS=100 \
-                 MUSTTLS_TLS_LOGINS=20",
+                 MUSTTLS_POLICY_SESSIONS=10000 MUSTTLS_TLS_LOGINS=20",
                 agent_binary()?.display(),
                 cache.root().display()
             ),
