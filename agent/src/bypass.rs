@@ -6,12 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::datapath::sockmap::{self, Sockmap};
-use crate::servers::Server;
+use crate::servers::{Server, mapped};
 use crate::socket::{self, Process};
 
 /// How often the host's sockmaps are looked for.
@@ -241,8 +240,8 @@ impl Watch {
             known.read = now;
             // A process that has only begun has not loaded everything.
             known.good_for = (known.good_for * 2).clamp(MAPPED_FIRST, MAPPED_LAST);
-            known.libraries = match fs::read(format!("/proc/{}/maps", server.pid)) {
-                Ok(maps) => Ok(libraries(&String::from_utf8_lossy(&maps))),
+            known.libraries = match mapped::read(server.pid) {
+                Ok(maps) => Ok(libraries(&maps)),
                 // It has ended.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
                     Ok(BTreeSet::new())
@@ -517,7 +516,7 @@ mod tests {
     fn documentation_names_each_way() {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
         for page in ["metrics.md", "limitations.md"] {
-            let text = fs::read_to_string(root.join(page)).unwrap();
+            let text = std::fs::read_to_string(root.join(page)).unwrap();
             for kind in Kind::ALL {
                 let word = format!("`{}`", kind.as_str());
                 assert!(text.contains(&word), "{word} in {page}");

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -18,7 +19,7 @@ use nix::unistd::{Gid, Group};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::config::{ControlConfig, DEFAULT_CONTROL_GROUP};
@@ -31,6 +32,8 @@ const VERSION: u32 = 1;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest request, in bytes.
 const REQUEST_MAX: u64 = 4096;
+/// Most peers at a time that are not root: they must not take the descriptors that refusals need, nor root's place.
+const READERS: usize = 32;
 
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,10 +187,21 @@ fn give(path: &Path, gid: Gid, asked_for: bool) -> Result<bool> {
 /// Answers connections; commands go to the daemon by `commands`.
 pub async fn serve(control: Control, commands: mpsc::Sender<Pending>) {
     let Control { listener, readers } = control;
+    let seats = Arc::new(Semaphore::new(READERS));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, readers, commands.clone()));
+                let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+                let seat = seats.clone().try_acquire_owned().ok();
+                if seat.is_none() && !is_root {
+                    turn_away(&stream);
+                    continue;
+                }
+                let (seat, commands) = (seat.filter(|_| !is_root), commands.clone());
+                tokio::spawn(async move {
+                    converse(stream, readers, commands).await;
+                    drop(seat);
+                });
             }
             Err(error) => {
                 tracing::warn!(
@@ -198,6 +212,17 @@ pub async fn serve(control: Control, commands: mpsc::Sender<Pending>) {
                 );
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+        }
+    }
+}
+
+/// Answers a peer for whom there is no room.
+fn turn_away(stream: &UnixStream) {
+    let error = format!("{READERS} others ask at this moment: try again");
+    if let Ok(mut line) = serde_json::to_vec(&Answer::Error { error }) {
+        line.push(b'\n');
+        if let Err(error) = stream.try_write(&line) {
+            tracing::debug!(%error, "the control peer is gone");
         }
     }
 }

@@ -7,13 +7,16 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::mem::size_of_val;
+use std::mem::{ManuallyDrop, MaybeUninit, size_of_val};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, open, readlinkat_raw};
+use rustix::io::Errno;
 use rustix::net::{
     SendFlags, Shutdown, SocketAddrUnix, getpeername, getsockname, send, shutdown, sockopt,
 };
@@ -31,28 +34,45 @@ const TCP_ESTABLISHED: u8 = 1;
 pub struct Process {
     pid: i32,
     pidfd: OwnedFd,
+    /// `/proc/PID/fd`.
+    descriptors: OwnedFd,
 }
 
 impl Process {
     /// Opens process `pid`.
     pub fn open(pid: i32) -> io::Result<Self> {
         let id = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+        let pidfd = pidfd_open(id, PidfdFlags::empty())?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             pid,
-            pidfd: pidfd_open(id, PidfdFlags::empty())?,
+            pidfd,
+            descriptors: open(format!("/proc/{pid}/fd"), flags, Mode::empty())?,
         })
     }
 
-    /// Duplicates descriptor `fd`, which may be anything.
+    /// Duplicates descriptor `fd`, if it is a socket's: else `ENOTSOCK`.
+    ///
+    /// Nothing else is touched, because a file is not closed before its file system agrees: that of a local user may never do so
+    /// (FUSE), and who waits for it cannot be killed (`fuse_flush`).
     pub fn duplicate(&self, fd: i32) -> io::Result<Socket> {
-        Ok(Socket(pidfd_getfd(
-            &self.pidfd,
-            fd,
-            PidfdGetfdFlags::empty(),
-        )?))
+        let mut name = [MaybeUninit::uninit(); 16];
+        match readlinkat_raw(&self.descriptors, fd.to_string(), &mut name) {
+            Ok((name, _)) if name.starts_with(b"socket:") => {}
+            Ok(_) => return Err(Errno::NOTSOCK.into()),
+            // It is not open, or the process has ended.
+            Err(Errno::NOENT) => return Err(Errno::BADF.into()),
+            Err(error) => return Err(error.into()),
+        }
+        let duplicate = pidfd_getfd(&self.pidfd, fd, PidfdGetfdFlags::empty())?;
+        if sockopt::socket_domain(&duplicate) == Err(Errno::NOTSOCK) {
+            close_elsewhere(duplicate);
+            return Err(Errno::NOTSOCK.into());
+        }
+        Ok(Socket(duplicate))
     }
 
-    /// Duplicates descriptor `fd` if it is the socket with this cookie.
+    /// The same, if it is the socket with this cookie.
     pub fn duplicate_if(&self, fd: i32, cookie: u64) -> io::Result<Option<Socket>> {
         let socket = self.duplicate(fd)?;
         Ok((socket.cookie().ok() == Some(cookie)).then_some(socket))
@@ -68,6 +88,16 @@ impl Process {
                 format!("no FDSize in /proc/{}/status", self.pid),
             )
         })
+    }
+}
+
+/// Closes what has taken the place of a socket just now, in a thread that may wait for as long as it takes.
+fn close_elsewhere(file: OwnedFd) {
+    // Where there can be no thread it stays open: the closure must not close it here.
+    let file = ManuallyDrop::new(file);
+    let thread = thread::Builder::new().name("closing".to_owned());
+    if let Err(error) = thread.spawn(move || drop(ManuallyDrop::into_inner(file))) {
+        tracing::debug!(%error, "a descriptor stays open");
     }
 }
 
@@ -383,6 +413,17 @@ mod tests {
     }
 
     #[test]
+    fn nothing_but_a_socket_is_duplicated() {
+        let me = Process::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let file = fs::File::open("/proc/self/status").unwrap();
+        let error = me.duplicate(file.as_raw_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK));
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().as_raw_fd();
+        let error = me.duplicate(closed).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
     fn tcp_counts_what_was_written_and_received() {
         let (mut client, mut server, socket) = connection();
         server.write_all(b"greeting").unwrap();
@@ -405,7 +446,7 @@ mod tests {
     #[test]
     fn a_reader_gets_the_injected_bytes_and_then_the_end_and_can_still_write() {
         let (_client, mut server, socket) = connection();
-        let reader = std::thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut all = Vec::new();
             server.read_to_end(&mut all).unwrap();
             // The client's TCP ignores it, since it acknowledges bytes that were never sent.

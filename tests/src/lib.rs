@@ -16,6 +16,7 @@
 //! | [`audit`] | the agent's records |
 //! | [`evidence`] | what the server itself says about its clients |
 //! | [`bpf`] | what the kernel tells of the gate's programs |
+//! | [`fuse`] | a file system whose owner does not answer |
 //! | [`haproxy`] | HAProxy as a proxy and as a monitor |
 //! | [`terminal`] | a terminal, and what a program has drawn on it |
 //! | [`cgroup`] | cgroups that go with their test |
@@ -36,6 +37,7 @@ pub mod certs;
 pub mod cgroup;
 pub mod client;
 pub mod evidence;
+pub mod fuse;
 pub mod haproxy;
 pub mod mysqlx;
 pub mod netns;

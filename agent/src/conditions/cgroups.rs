@@ -4,9 +4,11 @@
 //! open files by handle (ADR 0016), so it looks through the directories below the named one, and keeps what it found.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
@@ -54,46 +56,68 @@ impl Cgroups {
                 return Ok(None);
             }
         }
-        let ids = self.below(path)?;
-        let contains = ids.contains(&id);
+        let below = self.below(path);
         let looked = Instant::now();
+        let (ids, error) = match below {
+            Ok(ids) => (ids, None),
+            Err((ids, error)) => (ids, Some(error)),
+        };
+        let contains = ids.contains(&id);
+        // A look-up that fails is not made again at once either, and what it has found is true.
         self.known.insert(path.to_owned(), Known { ids, looked });
-        Ok(Some(contains))
+        match error {
+            Some(error) if !contains => Err(error),
+            _ => Ok(Some(contains)),
+        }
     }
 
-    /// The ids of `path` and of all below it; none if it is not there.
-    fn below(&self, path: &str) -> io::Result<HashSet<u64>> {
+    /// The ids of `path` and of all below it; none if it is not there. With an error, those that were found before.
+    ///
+    /// One directory is open at a time: a user who may make cgroups must not use up the agent's descriptors.
+    fn below(&self, path: &str) -> Result<HashSet<u64>, (HashSet<u64>, io::Error)> {
         let mut ids = HashSet::new();
-        let mut waiting = match self.open(Path::new(path.trim_start_matches('/'))) {
-            Ok(directory) => vec![directory],
-            Err(Errno::NOENT) => return Ok(ids),
-            Err(error) => return Err(error.into()),
-        };
-        while let Some(directory) = waiting.pop() {
-            ids.insert(fstat(&directory)?.st_ino);
-            let entries = Dir::read_from(&directory)?;
-            for entry in entries {
-                let entry = entry?;
-                let name = entry.file_name();
-                if entry.file_type() != FileType::Directory
-                    || matches!(name.to_bytes(), b"." | b"..")
-                {
-                    continue;
-                }
-                if ids.len() + waiting.len() >= DIRECTORIES {
-                    return Err(io::Error::other(format!(
-                        "more than {DIRECTORIES} cgroups below {path}"
-                    )));
-                }
-                match openat(&directory, name, FLAGS, Mode::empty()) {
-                    Ok(below) => waiting.push(below),
-                    // It went meanwhile.
-                    Err(Errno::NOENT | Errno::NODEV) => {}
-                    Err(error) => return Err(error.into()),
-                }
+        let mut waiting = vec![PathBuf::from(path.trim_start_matches('/'))];
+        while let Some(path) = waiting.pop() {
+            if let Err(error) = self.read(&path, &mut ids, &mut waiting) {
+                return Err((ids, error));
             }
         }
         Ok(ids)
+    }
+
+    /// Takes the id of `path`, and has what is in it wait.
+    fn read(
+        &self,
+        path: &Path,
+        ids: &mut HashSet<u64>,
+        waiting: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
+        let went = |error: &Errno| matches!(*error, Errno::NOENT | Errno::NODEV);
+        let directory = match self.open(path) {
+            Ok(directory) => directory,
+            Err(error) if went(&error) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        ids.insert(fstat(&directory)?.st_ino);
+        for entry in Dir::read_from(&directory)? {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // It went meanwhile.
+                Err(error) if went(&error) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let name = entry.file_name();
+            if entry.file_type() != FileType::Directory || matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            if ids.len() + waiting.len() >= DIRECTORIES {
+                return Err(io::Error::other(format!(
+                    "more than {DIRECTORIES} cgroups below the one that is named"
+                )));
+            }
+            waiting.push(path.join(OsStr::from_bytes(name.to_bytes())));
+        }
+        Ok(())
     }
 
     fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -143,6 +167,27 @@ mod tests {
         );
         cgroups.keep(|path| path != "/app.service");
         assert_eq!(cgroups.known.len(), 1);
+        fs::remove_dir_all(&place).unwrap();
+    }
+
+    /// Whoever may make cgroups below the named one can make too many.
+    #[test]
+    fn too_many_are_looked_through_once_a_second_and_those_found_count() {
+        let place =
+            std::env::temp_dir().join(format!("musttls-many-cgroups-{}", std::process::id()));
+        fs::create_dir_all(place.join("user.slice")).unwrap();
+        for number in 0..=DIRECTORIES {
+            fs::create_dir(place.join(format!("user.slice/{number}"))).unwrap();
+        }
+        let id = |path: &str| fs::metadata(place.join(path)).unwrap().ino();
+        let mut cgroups = Cgroups::new(rustix::fs::open(&place, FLAGS, Mode::empty()).unwrap());
+        cgroups.contains("/user.slice", 1).unwrap_err();
+        // Not again at once.
+        assert_eq!(cgroups.contains("/user.slice", 1).unwrap(), None);
+        assert_eq!(
+            cgroups.contains("/user.slice", id("user.slice")).unwrap(),
+            Some(true)
+        );
         fs::remove_dir_all(&place).unwrap();
     }
 }

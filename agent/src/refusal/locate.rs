@@ -55,6 +55,10 @@ impl Locator {
                 Ok(None) => {
                     self.free.remove(&fd);
                 }
+                // Taken by a file.
+                Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
+                    self.free.remove(&fd);
+                }
                 // Still free.
                 Err(error) if error.raw_os_error() == Some(libc::EBADF) => {}
                 Err(error) => return Err(error),
@@ -84,10 +88,13 @@ impl Locator {
             let socket = match self.process.duplicate(fd) {
                 Ok(socket) => socket,
                 Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
+                    self.highest = self.highest.max(fd);
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             self.highest = self.highest.max(fd);
-            // A descriptor that is no socket has no cookie.
             if let Ok(cookie) = socket.cookie()
                 && cookies.contains(&cookie)
             {

@@ -10,6 +10,7 @@ use procfs::process::{FDTarget, Process};
 
 use super::Server;
 use super::look::ProcessLook;
+use super::tables::Tables;
 
 /// Program files of servers: MySQL and Percona, MariaDB, and their debug builds.
 const PROGRAMS: [&str; 4] = ["mysqld", "mariadbd", "mysqld-debug", "mariadbd-debug"];
@@ -46,6 +47,7 @@ pub struct Search {
     all: bool,
     others: HashSet<i32>,
     process: Option<ProcessLook>,
+    tables: Tables,
     found: Vec<Server>,
     errors: Vec<ScanError>,
 }
@@ -71,6 +73,7 @@ impl Finder {
             all,
             others: HashSet::new(),
             process: None,
+            tables: Tables::default(),
             found: Vec::new(),
             errors: Vec::new(),
         })
@@ -85,7 +88,7 @@ impl Finder {
         while budget > 0 {
             if let Some(look) = &mut search.process {
                 let pid = look.pid();
-                let looked = look.step(&mut budget);
+                let looked = look.step(&mut budget, &mut search.tables);
                 match looked.map_err(|source| (look.program().to_owned(), source)) {
                     Ok(None) => continue,
                     Ok(Some(server)) => search.found.push(server),

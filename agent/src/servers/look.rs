@@ -1,16 +1,15 @@
 //! One server process, looked into in steps: its sockets, where it listens, and what its listeners speak.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use procfs::net::TcpState;
 use procfs::process::{FDTarget, FDsIter, Process};
 
-use super::{Listener, Namespace, OTHER_PROTOCOLS, Protocol, Server, UnixListener, unix_table};
+use super::tables::Tables;
+use super::{Listener, Namespace, OTHER_PROTOCOLS, Protocol, Server, UnixListener, mapped};
 use crate::socket::{self, Kind, Socket};
 
 /// Ports that a server gives to the classic protocol unless told otherwise: main and administrative.
@@ -84,7 +83,11 @@ impl ProcessLook {
     }
 
     /// Goes on for up to `budget` descriptors, and takes them off it. Returns the server once all is known.
-    pub(super) fn step(&mut self, budget: &mut usize) -> Result<Option<Server>, procfs::ProcError> {
+    pub(super) fn step(
+        &mut self,
+        budget: &mut usize,
+        tables: &mut Tables,
+    ) -> Result<Option<Server>, procfs::ProcError> {
         if let Stage::Descriptors {
             rest,
             sockets,
@@ -107,7 +110,7 @@ impl ProcessLook {
                 }
             }
             let (sockets, devices) = (mem::take(sockets), mem::take(devices));
-            self.stage = Stage::Kinds(Box::new(self.listed(sockets, devices)?));
+            self.stage = Stage::Kinds(Box::new(self.listed(sockets, devices, tables)?));
         }
         if let Stage::Kinds(kinds) = &mut self.stage {
             match kinds.step(budget) {
@@ -131,35 +134,36 @@ impl ProcessLook {
         &self,
         sockets: HashMap<u64, i32>,
         mut devices: Vec<String>,
+        tables: &mut Tables,
     ) -> Result<Kinds, procfs::ProcError> {
         let process = &self.process;
         devices.sort_unstable();
         devices.dedup();
         let ports = Ports::of(&process.cmdline().unwrap_or_default());
         let mut listeners = Vec::new();
-        // A kernel without IPv6 has no tcp6.
-        let entries = process
-            .tcp()?
-            .into_iter()
-            .chain(process.tcp6().unwrap_or_default());
         let mut listed = HashSet::new();
-        for entry in entries {
-            let Some(&fd) = sockets.get(&entry.inode) else {
-                continue;
-            };
-            listed.insert(entry.inode);
-            if entry.state == TcpState::Listen {
-                listeners.push(ports.listener(entry.local_address, fd, entry.inode, Kind::Tcp));
-            }
-        }
         let mut unix = Vec::new();
-        let mut named = unix_table::read(process.pid())?;
+        // Who has none needs no table.
+        let table = if sockets.is_empty() {
+            None
+        } else {
+            Some(tables.of(process.pid())?)
+        };
         for (&inode, &fd) in &sockets {
-            if let Some(name) = named.remove(&inode) {
+            let Some(table) = &table else { break };
+            if let Some(listens_at) = table.tcp.get(&inode) {
                 listed.insert(inode);
-                unix.extend(name.map(|path| UnixListener { path, fd, inode }));
+                listeners.extend(
+                    listens_at.map(|address| ports.listener(address, fd, inode, Kind::Tcp)),
+                );
+            }
+            if let Some(name) = table.unix.get(&inode) {
+                listed.insert(inode);
+                let path = name.clone();
+                unix.extend(path.map(|path| UnixListener { path, fd, inode }));
             }
         }
+        listeners.sort_unstable_by_key(|listener| listener.inode);
         unix.sort_unstable_by_key(|listener| listener.inode);
         let unlisted: Vec<(u64, i32)> = sockets
             .iter()
@@ -242,7 +246,7 @@ impl Kinds {
     }
 }
 
-/// Duplicates a descriptor; none if it was closed since.
+/// Duplicates a socket; none if it was closed since, or its number is a file's by now.
 fn duplicate(process: &io::Result<socket::Process>, fd: i32) -> io::Result<Option<Socket>> {
     let process = process.as_ref().map_err(|error| {
         error
@@ -250,7 +254,9 @@ fn duplicate(process: &io::Result<socket::Process>, fd: i32) -> io::Result<Optio
             .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
     })?;
     match process.duplicate(fd) {
-        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => {
+            Ok(None)
+        }
         other => other.map(Some),
     }
 }
@@ -355,8 +361,7 @@ fn by_library(pid: i32, listeners: &mut [Listener]) {
     if others.peek().is_none() {
         return;
     }
-    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let maps = String::from_utf8_lossy(&maps);
+    let maps = mapped::read(pid).unwrap_or_default();
     for listener in others {
         let port = listener.address.port();
         if !OTHER_PROTOCOLS
@@ -412,7 +417,7 @@ mod tests {
         let mut steps = 0;
         let server = loop {
             let mut budget = BUDGET;
-            let server = look.step(&mut budget).unwrap();
+            let server = look.step(&mut budget, &mut Tables::default()).unwrap();
             steps += 1;
             if let Some(server) = server {
                 break server;

@@ -9,7 +9,9 @@
 
 mod discovery;
 mod look;
+pub mod mapped;
 mod place;
+mod tables;
 mod tag;
 pub mod unix;
 mod unix_table;
