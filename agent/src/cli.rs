@@ -18,7 +18,8 @@ use crate::{config, span};
     name = "musttls",
     version,
     arg_required_else_help = true,
-    propagate_version = true
+    propagate_version = true,
+    after_help = EXAMPLES
 )]
 pub struct Cli {
     /// What to do.
@@ -49,7 +50,7 @@ pub enum Command {
     /// Watch sessions, refusals, plaintext clients, exceptions and the agent's health live; q quits, F1 has the keys
     #[command(
         after_help = "Examples:\n  musttls top\n  musttls top --interval 10\n  NO_COLOR=1 musttls top\n\n\
-        It goes on trying while no agent answers. To print the numbers once: musttls status"
+        It goes on trying while no agent answers.\nTo print the numbers once: musttls status"
     )]
     Top {
         /// Seconds between two questions to the agent; + and - change it
@@ -88,7 +89,7 @@ pub enum Command {
     },
     /// Take off a gate that stays on without an agent; stop the agent first
     #[command(
-        after_help = "Example:\n  systemctl stop musttls && musttls disarm       # plaintext logins pass from then on"
+        after_help = "Example:\n  systemctl stop musttls && musttls disarm # plaintext logins pass then"
     )]
     Disarm,
     /// Check or show the configuration
@@ -231,35 +232,45 @@ pub enum Command {
     },
 }
 
+const EXAMPLES: &str = "\
+Examples, in the order of a first day:
+  musttls doctor                 # can this host enforce? Changes nothing
+  musttls scan                   # which servers are there, do they offer TLS?
+  musttls status                 # the agent, which refuses nothing at first
+  musttls clients --plaintext    # who is in the clear, and what to change
+  musttls mode enforce           # whom it would refuse; it only says so
+
+/usr/share/doc/musttls/docs/rollout.md goes on from there.";
+
 const RUN_EXAMPLES: &str = "\
 Examples:
-  musttls run                                   # as the unit does; Ctrl-C ends it
+  musttls run                            # as the unit does; Ctrl-C ends it
   RUST_LOG=debug musttls run --config new.toml";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
   musttls status
   musttls status --json | jq '.servers'
-  watch musttls status                          # or live: musttls top";
+  watch musttls status                   # or live: musttls top";
 
 const SCAN_EXAMPLES: &str = "\
 Examples:
-  musttls scan                                  # before anything is turned on
+  musttls scan                           # before anything is turned on
   musttls scan --json | jq '.servers[].listeners'";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
-  musttls doctor                                # what this host lacks, and what to do
+  musttls doctor                         # what this host lacks, what to do
   musttls doctor --json | jq '.checks[] | select(.found | not)'";
 
 const KILL_EXAMPLES: &str = "\
 Examples:
-  musttls kill-plaintext                        # whom it would end
+  musttls kill-plaintext                 # whom it would end
   musttls kill-plaintext --execute";
 
 const RELOAD_EXAMPLES: &str = "\
 Examples:
-  musttls config check && musttls reload        # exit 78: the file is wrong, the old policy stays";
+  musttls config check && musttls reload # exit 78: the old policy stays";
 
 /// How data is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]

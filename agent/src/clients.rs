@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cipher;
+use crate::count::counted_of;
 use crate::fix::{self, Fix};
 use crate::history::{Class, Client};
 
@@ -264,15 +265,21 @@ fn listed(f: &mut fmt::Formatter<'_>, clients: &[Client], most: usize) -> fmt::R
     }
 }
 
+/// Says that the history has holes, if it has.
+pub(crate) fn missing(f: &mut fmt::Formatter<'_>, holes: usize) -> fmt::Result {
+    if holes == 0 {
+        return Ok(());
+    }
+    writeln!(
+        f,
+        "records are missing in {} (musttls history): whom they were about is not known",
+        counted_of(holes, "place", "places")
+    )
+}
+
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.holes > 0 {
-            writeln!(
-                f,
-                "records are missing in {} places (musttls history): whom they were about is not known",
-                self.holes
-            )?;
-        }
+        missing(f, self.holes)?;
         if self.clients.is_empty() {
             return writeln!(f, "nobody is on record");
         }

@@ -16,6 +16,7 @@ use crate::cli::{Command, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json, print_wrapped};
 use crate::control::{self, Answer, NotRunning};
+use crate::count::counted_of;
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
 use crate::mode::Order;
@@ -143,7 +144,7 @@ fn scan(json: bool) -> Result<Exit> {
     if json {
         print_json(&found)?;
     } else {
-        print(&found.to_string())?;
+        print_wrapped(&found.to_string())?;
     }
     Ok(Exit::Ok)
 }
@@ -183,11 +184,16 @@ fn check(file: &Path) -> Result<Exit> {
         ));
     }
     print(&format!(
-        "{}: good: {}, {} servers with settings of their own, {} exceptions{files}\n",
+        "{}: good: {}, {} with settings of {} own, {}{files}\n",
         file.display(),
         config.mode_of(0).as_str(),
-        config.servers.len(),
-        config.exceptions.len()
+        counted_of(config.servers.len(), "server", "servers"),
+        if config.servers.len() == 1 {
+            "its"
+        } else {
+            "their"
+        },
+        counted_of(config.exceptions.len(), "exception", "exceptions")
     ))?;
     Ok(Exit::Ok)
 }
@@ -269,7 +275,7 @@ fn kill_plaintext(socket: &Path, execute: bool, json: bool) -> Result<Exit> {
             (None, false, true) => "would be ended".to_owned(),
             (None, false, false) => "stays".to_owned(),
         };
-        print(&format!("{session}: {what}\n"))?;
+        print_wrapped(&format!("{session}: {what}\n"))?;
     }
     if !execute && !sessions.is_empty() {
         complain("Nothing was changed. To end them: musttls kill-plaintext --execute");

@@ -317,7 +317,7 @@ async fn answer(
 /// The agent does not answer.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no agent answers at {path}: {cause}\n  help: is `musttls run` running? Is this the [control] socket of its configuration?"
+    "no agent answers at {path}: {cause}\n  help: start it: systemctl start musttls (journalctl -u musttls says why it ended); or name its [control] socket: --socket"
 )]
 pub struct NotRunning {
     path: String,

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::clients::Row;
 use crate::config::{Config, DEFAULT_SERVER, Exception, MAX_NETWORKS, PastDates};
+use crate::count::counted;
 use crate::fix;
 use crate::history::{Class, Client};
 use crate::simulate::{Fate, Judge, known_user};
@@ -264,8 +265,8 @@ fn seen(row: &Row) -> String {
         parts.push(format!("TLS {version}"));
     }
     parts.push(format!(
-        "{} sessions, {} to {}",
-        row.sessions,
+        "{}, {} to {}",
+        counted(row.sessions, "session", "sessions"),
         row.first_seen.strftime("%Y-%m-%d"),
         row.last_seen.strftime("%Y-%m-%d")
     ));

@@ -14,6 +14,7 @@ pub mod config;
 pub mod confine;
 pub mod console;
 pub mod control;
+pub mod count;
 pub mod daemon;
 pub mod datapath;
 pub mod doctor;

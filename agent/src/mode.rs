@@ -12,7 +12,8 @@ use crate::cli::Exit;
 use crate::clock;
 use crate::config::edit::{self, NewMode};
 use crate::config::{Config, DEFAULT_SERVER, Loaded, PastDates, drop_ins};
-use crate::console::{complain, print, print_json};
+use crate::console::{complain, print, print_json, print_wrapped};
+use crate::control::{self, NotRunning};
 use crate::edits::{Change, change, changed, not_edited, text_of};
 use crate::status::ModeEnd;
 
@@ -46,6 +47,14 @@ pub fn show(main: &Path, json: bool) -> Result<Exit> {
     if json {
         print_json(&entries)?;
         return Ok(Exit::Ok);
+    }
+    let socket = &config.control.socket;
+    let answer = control::ask(socket, control::Command::Status);
+    if answer.is_err_and(|error| error.is::<NotRunning>()) {
+        complain(&format!(
+            "note: no agent answers at {}: these are the modes of the files",
+            socket.display()
+        ));
     }
     if config.panic {
         complain("All servers are in observe mode, because of `panic`: musttls panic --end");
@@ -112,7 +121,7 @@ pub fn set(
         let changes = changes(main, &loaded, server, &new)?;
         let layers = changed(loaded.layers, &changes);
         let proposed = Config::check(layers, now, PastDates::Warn)?;
-        print(&format!("would set {what}\n"))?;
+        print_wrapped(&format!("would set {what}\n"))?;
         let exit = preview(&proposed.config)?;
         complain("Nothing was changed. To refuse plaintext logins: the same with --execute");
         return Ok(exit);

@@ -185,7 +185,17 @@ fn greeting(pid: i32, path: &Path) -> Result<(String, bool)> {
         .split(|&byte| byte == 0)
         .next()
         .unwrap_or_default();
-    Ok((printable(version).0, offered))
+    Ok((printable(without_hack(version)).0, offered))
+}
+
+/// The version of a greeting as the server itself has it. `MariaDB` before 11 puts one of `MySQL` before its own, for old replicas.
+///
+/// Source: `MariaDB` 10.11, `include/mysql_com.h`, `RPL_VERSION_HACK`.
+fn without_hack(version: &[u8]) -> &[u8] {
+    version
+        .strip_prefix(b"5.5.5-")
+        .filter(|rest| rest.first().is_some_and(u8::is_ascii_digit))
+        .unwrap_or(version)
 }
 
 impl fmt::Display for Found {
@@ -228,6 +238,18 @@ impl fmt::Display for Found {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn versions_are_those_of_the_servers() {
+        for (sent, own) in [
+            ("5.5.5-10.11.14-MariaDB-log", "10.11.14-MariaDB-log"),
+            ("11.8.2-MariaDB", "11.8.2-MariaDB"),
+            ("8.4.6", "8.4.6"),
+            ("5.5.5-m3", "5.5.5-m3"),
+        ] {
+            assert_eq!(without_hack(sent.as_bytes()), own.as_bytes());
+        }
+    }
 
     #[test]
     fn a_server_that_accepts_nothing_is_left() {

@@ -11,12 +11,13 @@ use jiff::Timestamp;
 use musttls_common::floor::shortfall;
 use musttls_common::policy::{Found, LOOPBACK_RULE};
 use musttls_common::verdict::{Action, Mode, Reason, Verdict};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::address::octets;
 use crate::audit::record::Outcome;
-use crate::clients::{Row, columns, table};
+use crate::clients::{Row, columns, missing, table};
 use crate::config::{Config, Exception, LOOPBACK};
+use crate::count::{counted, counted_of};
 use crate::history::{Class, Client};
 use crate::policy::{self, Login, Tables};
 
@@ -243,6 +244,9 @@ pub struct Simulation {
     pub clients: usize,
     /// How many sessions they had.
     pub sessions: u64,
+    /// When the first of these clients was first seen; none if there is no client.
+    #[serde(serialize_with = "as_text")]
+    pub first_seen: Option<Timestamp>,
     /// Clients that would be refused.
     pub refused: Vec<Judged>,
     /// Clients that would pass by an exception.
@@ -255,6 +259,14 @@ pub struct Simulation {
     pub unused: Vec<String>,
     /// How often records are missing from the history: whom they were about is not known.
     pub holes: usize,
+}
+
+#[expect(
+    clippy::ref_option,
+    reason = "serde gives a reference to what is serialized"
+)]
+fn as_text<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(|at| at.to_string()).serialize(serializer)
 }
 
 /// Judges `clients` by `config`; `progress` is called with how many are done.
@@ -305,6 +317,11 @@ pub fn simulate(
     ] {
         judged.sort_by_key(|judged| std::cmp::Reverse(judged.row.sessions));
     }
+    simulation.first_seen = clients
+        .iter()
+        .map(|client| client.first_s)
+        .min()
+        .and_then(|first| Timestamp::from_second(first).ok());
     simulation.unused = config
         .exceptions
         .iter()
@@ -329,6 +346,7 @@ impl fmt::Display for Simulation {
             policy,
             clients,
             sessions,
+            first_seen,
             refused,
             excepted,
             undecided,
@@ -336,16 +354,21 @@ impl fmt::Display for Simulation {
             unused,
             holes,
         } = self;
+        missing(f, *holes)?;
+        let Some(first) = first_seen else {
+            return writeln!(
+                f,
+                "{policy}: whom it would refuse is not known: nobody is on record, or not since then\n  \
+                 help: let the agent run in observe mode for as long as the rarest job takes; musttls history says what is on record"
+            );
+        };
         writeln!(
             f,
-            "{policy}, held against {clients} clients with {sessions} sessions"
+            "{policy}, held against {} with {}, the first seen {} UTC",
+            counted_of(*clients, "client", "clients"),
+            counted(*sessions, "session", "sessions"),
+            first.strftime("%Y-%m-%d %H:%M")
         )?;
-        if *holes > 0 {
-            writeln!(
-                f,
-                "records are missing in {holes} places (musttls history): whom they were about is not known"
-            )?;
-        }
         section(f, "would be refused", refused, |judged| judged.why)?;
         section(
             f,
@@ -421,6 +444,27 @@ mod tests {
             user: user.map(Arc::from),
             ..Client::in_the_clear()
         }
+    }
+
+    #[test]
+    fn nobody_on_record_is_not_nobody_refused() {
+        let config = config(Vec::new());
+        let said = |clients: &[Client]| {
+            simulate(&config, "f.toml".to_owned(), clients, now(), |_| ()).to_string()
+        };
+        let text = said(&[]);
+        assert!(text.contains("is not known: nobody is on record"), "{text}");
+        assert!(!text.contains("nobody would be refused"), "{text}");
+
+        let one = client(Ipv4Addr::new(10, 0, 0, 1).into(), 3306, None);
+        let text = said(&[Client {
+            first_s: now().as_second(),
+            sessions: 1,
+            ..one
+        }]);
+        let first =
+            "f.toml, held against 1 client with 1 session, the first seen 2026-11-23 12:00 UTC\n";
+        assert!(text.starts_with(first), "{text}");
     }
 
     fn config(exceptions: Vec<Exception>) -> Config {

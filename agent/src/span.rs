@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use jiff::civil::Date;
+use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, SpanRelativeTo, Timestamp};
 
 /// What is said of a text that is none.
-const HELP: &str = "write a length of time, such as 14d, 2w or 12h";
+const HELP: &str = "write a length of time as a number with its unit, such as 30m, 12h, 14d or 2w";
 
 /// Reads a length of time above nothing: `14d`, `2w`, `12h`, `1mo`.
 pub fn parse(text: &str) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|error| format!("{HELP} ({error})"))?;
-    if span.is_positive() {
-        Ok(span)
-    } else {
-        Err(format!("{HELP}, more than nothing"))
+    match text.parse::<Span>() {
+        Ok(span) if span.is_positive() => Ok(span),
+        Ok(_) => Err(format!("{HELP}, more than nothing")),
+        // What the parser says is of its whole grammar, most of which nobody needs here.
+        Err(_) => Err(HELP.to_owned()),
     }
 }
 
@@ -49,7 +49,7 @@ pub fn text(length: Duration) -> String {
     format!("{}{letter}", seconds / unit)
 }
 
-/// Since when: so long ago, or from a day on.
+/// Since when: so long ago, or from a day or an instant on.
 #[derive(Clone, Copy, Debug)]
 pub enum Since {
     /// So long before now.
@@ -59,17 +59,27 @@ pub enum Since {
 }
 
 impl Since {
-    /// Reads `14d`, or a day such as `2026-11-01` (UTC).
+    /// Reads `14d`, a day such as `2026-11-01` (UTC), or a time with its offset such as `2026-11-01T12:00:00Z`.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(at) = text.parse::<Timestamp>() {
+            return Ok(Self::At(at));
+        }
+        // Without an offset it would be read as its day.
+        if text.contains(':') && text.parse::<DateTime>().is_ok() {
+            return Err(
+                "this time has no offset from UTC, such as a `Z` at its end: 2026-11-01T12:00:00Z"
+                    .to_owned(),
+            );
+        }
         if let Ok(day) = text.parse::<Date>() {
             return day
                 .to_zoned(TimeZone::UTC)
                 .map(|at| Self::At(at.timestamp()))
                 .map_err(|error| error.to_string());
         }
-        parse(text)
-            .map(Self::Ago)
-            .map_err(|help| format!("{help}; or a day: 2026-11-01"))
+        parse(text).map(Self::Ago).map_err(|help| {
+            format!("{help}; or a day as 2026-11-01; or a time as 2026-11-01T12:00:00Z")
+        })
     }
 
     /// The instant, seen from `now`.
@@ -117,11 +127,22 @@ mod tests {
     }
 
     #[test]
-    fn since_is_a_span_or_a_day() {
+    fn since_is_a_span_a_day_or_a_time() {
         let now: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
         let since = |text| Since::parse(text).map(|since| since.instant(now).to_string());
         assert_eq!(since("14d"), Ok("2026-11-09T12:00:00Z".to_owned()));
         assert_eq!(since("2026-11-01"), Ok("2026-11-01T00:00:00Z".to_owned()));
-        assert!(since("yesterday").is_err());
+        assert_eq!(
+            since("2026-11-01T12:00:00+02:00"),
+            Ok("2026-11-01T10:00:00Z".to_owned())
+        );
+        for wrong in ["2026-11-01T12:00", "2026-11-01 12:00:00"] {
+            let help = since(wrong).unwrap_err();
+            assert!(help.contains("no offset"), "{wrong}: {help}");
+        }
+        for wrong in ["yesterday", "23.11.2026", "14", "12:00", "2026-02-31"] {
+            let help = since(wrong).unwrap_err();
+            assert!(help.contains("14d") && !help.contains("parse"), "{help}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bypass;
 use crate::config::Config;
 use crate::confine::Confinement;
+use crate::count::{counted, counted_of};
 use crate::login::printable;
 
 /// The state of a running agent. Field names are stable; fields may be added.
@@ -421,9 +422,12 @@ impl fmt::Display for History {
             holes,
             problem,
         } = self;
-        write!(f, "history   {clients} clients, {sessions} sessions")?;
+        let clients = counted(*clients, "client", "clients");
+        let sessions = counted(*sessions, "session", "sessions");
+        write!(f, "history   {clients}, {sessions}")?;
         if *holes > 0 {
-            write!(f, ", records missing in {holes} places (musttls history)")?;
+            let places = counted_of(*holes, "place", "places");
+            write!(f, ", records missing in {places} (musttls history)")?;
         }
         writeln!(f)?;
         for line in problem.iter().flat_map(|problem| problem.lines()) {
@@ -438,8 +442,11 @@ impl fmt::Display for Status {
         writeln!(f, "musttls {}, process {}", self.version, self.pid)?;
         writeln!(
             f,
-            "policy    {} version {}, {}, {} exceptions in force",
-            self.policy.name, self.policy.version, self.policy.mode, self.policy.exceptions
+            "policy    {} version {}, {}, {} in force",
+            self.policy.name,
+            self.policy.version,
+            self.policy.mode,
+            counted_of(self.policy.exceptions, "exception", "exceptions")
         )?;
         if self.policy.panic {
             writeln!(

@@ -140,7 +140,12 @@ fn every_client_is_listed_with_its_driver_and_the_fix() {
         "{text}"
     );
     let (text, _, _) = agent.told(&["clients", "--user", "nobody"]).unwrap();
-    assert!(text.contains("nobody is on record"), "{text}");
+    assert!(text.contains("on record none is like that"), "{text}");
+    let (text, _, _) = agent.told(&["clients", "--server", "orders:3306"]).unwrap();
+    assert!(
+        text.contains("no server has the name `orders:3306`"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -21,19 +21,20 @@ Examples:
 
 pub(super) const EVENTS_EXAMPLES: &str = "\
 Examples:
-  musttls events -f                             # the last 10, and then as they come
+  musttls events -f                      # the last 10, then as they come
   musttls events --refused --since 2h
   musttls events -n 20 --client 10.3.0.0/16 --user etl
-  musttls events --since 2026-11-01 --until 2026-11-07 --outcome excepted --json | jq -r .user.name
-  musttls events --kind agent                   # modes, faults of the gate, losses
+  musttls events --since 2026-11-01 --until 2026-11-07 --outcome excepted \\
+      --json | jq -r .user.name
+  musttls events --kind agent            # modes, faults of the gate, losses
 
 The number in the column EVENT is for `musttls why`.";
 
 pub(super) const WHY_EXAMPLES: &str = "\
 Examples:
-  musttls events --refused -n 5                 # the column EVENT has the numbers
-  musttls why 187                               # what was decided then, and what would be now
-  musttls why 10.3.0.7 etl                      # a plaintext login from there, on each server
+  musttls events --refused -n 5          # the column EVENT has the numbers
+  musttls why 187                        # as decided then, and as it is now
+  musttls why 10.3.0.7 etl               # a plaintext login from there
   musttls why 10.3.0.7 etl --server orders --json
   musttls why 2001:db8::7 --port 3307 || echo 'would be refused'";
 
@@ -50,7 +51,8 @@ Examples:
 pub(super) const LEARN_EXAMPLES: &str = "\
 Examples:
   musttls learn --owner dba@example.com
-  musttls learn --since 30d --server orders --for 60d --owner dba@example.com --write learned.toml
+  musttls learn --since 30d --server orders --for 60d \\
+      --owner dba@example.com --write learned.toml
   musttls learn --interactive --owner dba@example.com --write learned.toml";
 
 pub(super) const HISTORY_EXAMPLES: &str = "\
@@ -68,7 +70,7 @@ pub struct EventsArgs {
     #[arg(short = 'n', long, value_name = "COUNT")]
     pub last: Option<usize>,
     /// Only those since then: 14d, 12h, a day (UTC) as 2026-11-01, or a time as 2026-11-01T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = filter::since)]
+    #[arg(long, value_name = "TIME", value_parser = Since::parse)]
     pub since: Option<Since>,
     /// Only those before then; a day is meant to its end
     #[arg(long, value_name = "TIME", value_parser = filter::until)]
@@ -160,8 +162,8 @@ pub enum HistoryCommand {
 /// Which part of the history, and where it is.
 #[derive(Clone, Debug, Args)]
 pub struct Past {
-    /// Only who was seen since then: 14d, 12h, or a day (UTC) as 2026-11-01
-    #[arg(long, value_name = "SPAN", value_parser = Since::parse)]
+    /// Only who was seen since then: 14d, 12h, a day (UTC) as 2026-11-01, or a time as 2026-11-01T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = Since::parse)]
     pub since: Option<Since>,
     /// Configuration file of the agent, which says where the history is
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use jiff::Span;
 use musttls_common::verdict::Mode;
@@ -12,20 +12,21 @@ use crate::{config, span};
 
 pub(super) const CONFIG_EXAMPLES: &str = "\
 Examples:
-  musttls config check new.toml && install -m 0640 new.toml /etc/musttls/musttls.toml && musttls reload
-  musttls config show --origin                  # which file says what";
+  musttls config check new.toml && install -m 0640 new.toml \\
+      /etc/musttls/musttls.toml && musttls reload
+  musttls config show --origin           # which file says what";
 
 pub(super) const EXCEPT_EXAMPLES: &str = "\
 Examples:
   musttls except list
-  musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl --for 14d \\
-      --owner dba@example.com --reason 'MySQL 5.6 client, migration DB-812'
-  musttls except expiring --within 30d          # exit 1: ask the owners
+  musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl \\
+      --for 14d --owner dba@example.com --reason 'MySQL 5.6, until DB-812'
+  musttls except expiring --within 30d   # exit 1: ask the owners
   musttls except rm legacy-etl";
 
 pub(super) const MODE_EXAMPLES: &str = "\
 Examples:
-  musttls mode                                  # which server is in which mode
+  musttls mode                           # which server is in which mode
   musttls mode enforce orders --for 30m --execute
   musttls mode enforce --execute
   musttls mode observe orders";
@@ -55,12 +56,13 @@ impl From<ModeName> for Mode {
 
 const CONFIG_CHECK_EXAMPLES: &str = "\
 Examples:
-  musttls config check                          # exit 78: it is wrong, and where
-  musttls config check new.toml && install -m 0640 new.toml /etc/musttls/musttls.toml && musttls reload";
+  musttls config check                   # exit 78: it is wrong, and where
+  musttls config check new.toml && install -m 0640 new.toml \\
+      /etc/musttls/musttls.toml && musttls reload";
 
 const CONFIG_SHOW_EXAMPLES: &str = "\
 Examples:
-  musttls config show --origin                  # which file says what
+  musttls config show --origin           # which file says what
   musttls config show --json | jq '.exception'";
 
 /// What to do with a configuration.
@@ -90,12 +92,14 @@ pub enum ConfigCommand {
 
 const EXCEPT_ADD_EXAMPLES: &str = "\
 Examples:
-  musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl --for 14d \\
-      --owner dba@example.com --reason 'MySQL 5.6 client, migration DB-812'
-  musttls except add --name audit --server orders --source 10.9.8.7/32 2001:db8::7/128 \\
-      --not-before 2027-03-01 --expires 2027-03-31 --owner audit@example.com --reason 'yearly audit'
-  musttls except add --name backup --local-user backup --cgroup /system.slice/backup.service --for 90d \\
-      --owner ops@example.com --reason 'dumps of this host; the tool has no TLS'";
+  musttls except add --name legacy-etl --source 10.3.0.0/16 --user etl \\
+      --for 14d --owner dba@example.com --reason 'MySQL 5.6, until DB-812'
+  musttls except add --name audit --server orders --source 10.9.8.7/32 \\
+      2001:db8::7/128 --not-before 2027-03-01 --expires 2027-03-31 \\
+      --owner audit@example.com --reason 'yearly audit'
+  musttls except add --name backup --local-user backup \\
+      --cgroup /system.slice/backup.service --for 90d \\
+      --owner ops@example.com --reason 'dumps here; the tool has no TLS'";
 
 /// What to do with exceptions.
 #[derive(Clone, Debug, Subcommand)]
@@ -111,21 +115,19 @@ pub enum ExceptCommand {
         names: Vec<String>,
     },
     /// List the exceptions of the files, with where they stand
-    #[command(
-        after_help = "Example:\n  musttls except list --json | jq -r '.[] | select(.expires == \"never\") | .name'"
-    )]
+    #[command(after_help = "Example:\n  musttls except list --json \\
+      | jq -r '.[] | select(.expires == \"never\") | .name'")]
     List {
         /// How to show it.
         #[command(flatten)]
         output: Output,
     },
     /// List the exceptions that end soon or have ended; exit 1 if there are any
-    #[command(
-        after_help = "Example:\n  musttls except expiring --within 30d || logger -p daemon.warning 'exceptions of musttls end soon'"
-    )]
+    #[command(after_help = "Example:\n  musttls except expiring --within 30d \\
+      || logger -p daemon.warning 'exceptions of musttls end soon'")]
     Expiring {
         /// How soon
-        #[arg(long, value_name = "TIME", default_value = "14d", value_parser = span::parse, allow_hyphen_values = true)]
+        #[arg(long, value_name = "SPAN", default_value = "14d", value_parser = span::parse, allow_hyphen_values = true)]
         within: Span,
         /// How to show it.
         #[command(flatten)]
@@ -135,6 +137,8 @@ pub enum ExceptCommand {
 
 /// A new exception.
 #[derive(Clone, Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("end").required(true).args(["expires", "length"]))]
 pub struct ExceptAdd {
     /// Its name in records and metrics
     #[arg(long)]
@@ -170,16 +174,15 @@ pub struct ExceptAdd {
     #[arg(long, value_name = "TIME", value_parser = config::edit::begin)]
     pub not_before: Option<String>,
     /// When it ends: a date (through that day, UTC), a time with its offset, or never
-    #[arg(long, value_name = "TIME", value_parser = config::edit::end, required_unless_present = "length")]
+    #[arg(long, value_name = "TIME", value_parser = config::edit::end)]
     pub expires: Option<String>,
     /// How long it holds from now on, or from its beginning: 14d, 12h, 1mo
     #[arg(
         long = "for",
         id = "length",
-        value_name = "TIME",
+        value_name = "SPAN",
         value_parser = span::parse,
-        allow_hyphen_values = true,
-        conflicts_with = "expires"
+        allow_hyphen_values = true
     )]
     pub length: Option<Span>,
     /// Who answers for it

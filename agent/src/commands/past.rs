@@ -13,6 +13,7 @@ use crate::cli::past::{Of, Past, Terms};
 use crate::clients::Inventory;
 use crate::config::{Config, PastDates};
 use crate::console::{Progress, complain, print, print_wrapped, stream_json};
+use crate::count::{by_thousands, counted, counted_of};
 use crate::error::{self, Failed};
 use crate::history::{self, Client, Filter, History, State};
 use crate::learn::{self, Lesson};
@@ -37,16 +38,62 @@ pub(super) fn open(config: &Config) -> Result<History> {
     )
 }
 
-/// The clients of `past`, and how many holes the history has.
-fn clients_of(past: &Past, mut wanted: Filter) -> Result<(Config, Vec<Client>, usize)> {
+/// What was asked of the history.
+struct Asked {
+    config: Config,
+    clients: Vec<Client>,
+    /// In how many places records are missing.
+    holes: usize,
+    /// Why there is no client, if there is none.
+    nobody: Option<String>,
+}
+
+/// The clients of `past` that are `wanted`.
+fn clients_of(past: &Past, mut wanted: Filter) -> Result<Asked> {
     let config = load(&past.config)?;
     let mut history = open(&config)?;
     wanted.since_s = past
         .since
         .map(|since| since.instant(clock::wall()).as_second());
     let clients = history.clients(&wanted)?;
-    let holes = history.state()?.holes.len();
-    Ok((config, clients, holes))
+    let state = history.state()?;
+    Ok(Asked {
+        nobody: clients
+            .is_empty()
+            .then(|| nobody(&config, &wanted, state.clients)),
+        config,
+        clients,
+        holes: state.holes.len(),
+    })
+}
+
+/// Why none of the `all` clients on record is `wanted`.
+fn nobody(config: &Config, wanted: &Filter, all: u64) -> String {
+    if all == 0 {
+        return format!(
+            "nobody is on record in {}\n  help: the agent writes it as clients come; musttls status says whether it runs",
+            config.history.path.display()
+        );
+    }
+    let known: Vec<&str> = config
+        .indices()
+        .map(|index| config.server_name(index))
+        .collect();
+    let unknown = wanted
+        .server
+        .as_ref()
+        .filter(|name| !known.contains(&name.as_str()))
+        .map_or_else(String::new, |name| {
+            format!(
+                ": no server has the name `{}`\n  help: the servers are {}",
+                printable(name.as_bytes()).0,
+                known.join(", ")
+            )
+        });
+    format!(
+        "of {} on record none is like that{unknown}",
+        counted(all, "client", "clients")
+    )
 }
 
 pub(super) fn clients(plaintext: bool, of: Of, past: &Past, json: bool) -> Result<Exit> {
@@ -56,10 +103,18 @@ pub(super) fn clients(plaintext: bool, of: Of, past: &Past, json: bool) -> Resul
         user: of.user,
         plaintext,
     };
-    let (_, clients, holes) = clients_of(past, wanted)?;
-    let inventory = Inventory::of(clients, holes);
+    let asked = clients_of(past, wanted)?;
+    if asked.nobody.is_some() && asked.holes > 0 {
+        complain(&format!(
+            "warning: records are missing in {} (musttls history): whom they were about is not known",
+            counted_of(asked.holes, "place", "places")
+        ));
+    }
+    let inventory = Inventory::of(asked.clients, asked.holes);
     if json {
         stream_json(&inventory)?;
+    } else if let Some(nobody) = asked.nobody {
+        print_wrapped(&format!("{nobody}\n"))?;
     } else {
         print_wrapped(&inventory.to_string())?;
     }
@@ -92,7 +147,7 @@ pub(super) fn preview(config: &Config, main: &Path) -> Result<Exit> {
 
 fn judge(config: &Config, policy: &Path, past: &Past, json: bool) -> Result<Exit> {
     let now = clock::wall();
-    let (_, clients, holes) = clients_of(past, Filter::default())?;
+    let Asked { clients, holes, .. } = clients_of(past, Filter::default())?;
     let all = u64::try_from(clients.len()).unwrap_or(u64::MAX);
     let mut progress = Progress::new("judging");
     let mut simulated = simulation::simulate(
@@ -132,16 +187,26 @@ pub(super) fn learn(of: Of, past: &Past, terms: Terms, way: Way<'_>) -> Result<E
         user: of.user,
         ..Filter::default()
     };
-    let (config, clients, holes) = clients_of(past, wanted)?;
+    let Asked {
+        config,
+        clients,
+        holes,
+        nobody,
+    } = clients_of(past, wanted)?;
     let now = clock::wall();
     let mut lesson = learn::learn(&config, &clients, now);
     if holes > 0 {
         complain(&format!(
-            "warning: records are missing in {holes} places (musttls history): nothing is proposed for whom they were about"
+            "warning: records are missing in {} (musttls history): nothing is proposed for whom they were about",
+            counted_of(holes, "place", "places")
         ));
     }
     if way.json {
         return stream_json(&lesson).map(|()| Exit::Ok);
+    }
+    if let Some(nobody) = nobody {
+        complain(&nobody);
+        return Ok(Exit::Ok);
     }
     if lesson == Lesson::default() {
         complain("Enforce mode would refuse nobody who is on record: there is nothing to propose.");
@@ -180,10 +245,10 @@ pub(super) fn learn(of: Of, past: &Past, terms: Terms, way: Way<'_>) -> Result<E
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .with_context(failed)?;
     complain(&format!(
-        "{} exceptions for {:#}, {} clients for whom there can be none: {}",
-        lesson.proposals.len(),
+        "{} for {:#}, {} for whom there can be none: {}",
+        counted_of(lesson.proposals.len(), "exception", "exceptions"),
         terms.span,
-        lesson.hopeless.len(),
+        counted_of(lesson.hopeless.len(), "client", "clients"),
         path.display()
     ));
     Ok(Exit::Ok)
@@ -249,17 +314,22 @@ fn text(shown: &Shown) -> String {
     let mut text = format!(
         "index     {}, {} bytes, since {}\n\
          read from {} and its rotated files, {behind} bytes of it not yet\n\
-         holds     {clients} clients with {sessions} sessions, the newest of {newest}\n\
-         keeps     {}, at most {} clients; {forgotten} were taken out\n\
-         skipped   {garbage} lines that are no JSON, {later} of a later release\n\
-         missing   {} places\n",
+         holds     {} with {}, the newest of {newest}\n\
+         keeps     {}, at most {} clients; {forgotten} taken out\n\
+         skipped   lines that are no JSON: {garbage}; of a later release: {later}\n\
+         missing   {}\n",
         shown.path,
         shown.bytes,
         at(*since_s),
         shown.audit,
+        counted(*clients, "client", "clients"),
+        counted(*sessions, "session", "sessions"),
         shown.keep,
-        shown.max_clients,
-        holes.len(),
+        by_thousands(shown.max_clients),
+        match holes.len() {
+            0 => "nothing".to_owned(),
+            places => format!("records in {}", counted_of(places, "place", "places")),
+        },
     );
     text.extend(holes.iter().map(|hole| {
         let missing = hole

@@ -11,7 +11,7 @@ use toml::value::Datetime;
 
 use super::conditions::Conditions;
 use super::decode::Decoder;
-use super::value::{begin_of, end_of, similar};
+use super::value::{begin_of, end_of, shown, similar};
 use super::walk::{Section, Value};
 use super::{Exception, Expiry, LOOPBACK, MAX_USERS, PastDates, REQUIRE_TLS, ServerConfig};
 
@@ -165,10 +165,18 @@ impl Decoder<'_> {
             return Some(name.to_owned());
         }
         let known: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
-        let help = similar(name, &known).map_or_else(
-            || help.to_owned(),
-            |similar| format!("did you mean `{similar}`? Or leave `server` out for any server"),
-        );
+        let help = match (similar(name, &known), known.is_empty()) {
+            (Some(similar), _) => {
+                format!("did you mean `{similar}`? Or leave `server` out for any server")
+            }
+            (None, false) => format!(
+                "it takes the name of a [[server]]: {}; or leave `server` out for any server",
+                shown(&known.join(", "))
+            ),
+            (None, true) => "it takes the name of a [[server]], and there is none: leave `server` out for any server, or add a \
+                             [[server]] with this name and its ports"
+                .to_owned(),
+        };
         self.wrong(
             value.span(),
             format!("there is no server `{name}`"),

@@ -49,6 +49,7 @@ pub use conditions::{Conditions, Loopback, unknown_user};
 pub use layers::{DROP_INS, Layer, Layers, Origin, drop_ins};
 pub use show::Effective;
 pub use tls::{Floor, OwnTls, TlsPolicy};
+pub(crate) use value::similar;
 
 /// Where the packaged configuration file lies.
 pub const DEFAULT_PATH: &str = "/etc/musttls/musttls.toml";

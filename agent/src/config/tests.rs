@@ -470,6 +470,10 @@ fn an_exception_names_a_server_of_the_file() {
         &report(&text),
         &["there is no server `order`", "did you mean `orders`?"],
     );
+    let text = text.replace("\"order\"", "\"10.0.0.1:3306\"");
+    assert_says(&report(&text), &["the name of a [[server]]: orders; or"]);
+    let text = exception_with("server = \"orders\"");
+    assert_says(&report(&text), &["and there is none: leave `server` out"]);
 }
 
 #[test]

@@ -158,7 +158,7 @@ pub(super) const fn kind(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The known word that was probably meant.
-pub(super) fn similar<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn similar<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     // Names are short; measuring a long one against each would only take time.
     if word.len() > WORD_MAX {
         return None;

@@ -44,7 +44,7 @@ pub fn take(path: &Path) -> Result<Lock> {
         file.read_to_string(&mut holder)
             .with_context(|| format!("read {}", path.display()))?;
         bail!(
-            "another musttls is running: process {}\n  help: stop it first, or ask it: musttls status",
+            "another musttls is running: process {}\n  help: stop it first (systemctl stop musttls), or ask it: musttls status",
             holder.trim()
         );
     }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use crate::cli::Exit;
 use crate::config::edit::EditError;
 use crate::config::{Config, Layers, Loaded, PastDates, drop_ins};
-use crate::console::{complain, print};
+use crate::console::{complain, print_wrapped};
 use crate::control::{self, Answer, NotRunning};
 use crate::datapath::Pins;
 use crate::error::Failed;
@@ -68,7 +68,7 @@ pub fn change(
             for warning in warnings {
                 complain(&format!("warning: {warning}"));
             }
-            print(&format!("{done}; policy version {version} is in force\n"))?;
+            print_wrapped(&format!("{done}; policy version {version} is in force\n"))?;
             Ok(Exit::Ok)
         }
         Applied::NoAgent(why) => {
@@ -81,7 +81,7 @@ pub fn change(
                     "note: the gate is on all the same, and goes on by the last policy; musttls disarm takes it off",
                 );
             }
-            print(&format!("{done}; it holds when an agent is started\n"))?;
+            print_wrapped(&format!("{done}; it holds when an agent is started\n"))?;
             Ok(Exit::Ok)
         }
         Applied::No(error) => {

@@ -99,20 +99,9 @@ impl Filter {
     }
 }
 
-/// Reads a span back from now, a day (UTC), or a time with its offset.
-pub fn since(text: &str) -> Result<Since, String> {
-    let help = |help| format!("{help}; or a time with its offset: 2026-11-01T12:00:00Z");
-    match text.parse::<Timestamp>() {
-        Ok(at) => Ok(Since::At(at)),
-        // A time without an offset would be read as its day.
-        Err(_) if text.contains(':') => Err(help("it has no offset, or is none".to_owned())),
-        Err(_) => Since::parse(text).map_err(help),
-    }
-}
-
-/// The same; a day is meant to its end.
+/// Reads until when: as [`Since::parse`], and a day is meant to its end.
 pub fn until(text: &str) -> Result<Since, String> {
-    match since(text)? {
+    match Since::parse(text)? {
         Since::At(day) if text.parse::<Timestamp>().is_err() => {
             let next = day.checked_add(24.hours());
             next.map(Since::At).map_err(|error| error.to_string())
@@ -212,15 +201,19 @@ mod tests {
 
         let now: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
         let at = |since: Result<Since, String>| since.unwrap().instant(now).to_string();
-        assert_eq!(at(since("2h")), "2026-11-23T10:00:00Z");
-        assert_eq!(at(since("2026-11-01")), "2026-11-01T00:00:00Z");
+        assert_eq!(at(Since::parse("2h")), "2026-11-23T10:00:00Z");
+        assert_eq!(at(Since::parse("2026-11-01")), "2026-11-01T00:00:00Z");
         assert_eq!(at(until("2026-11-01")), "2026-11-02T00:00:00Z");
         assert_eq!(
             at(until("2026-11-01T12:00:00+01:00")),
             "2026-11-01T11:00:00Z"
         );
-        assert!(since("2026-11-01T12:00:00").unwrap_err().contains("offset"));
-        assert!(since("yesterday").is_err() && until("now").is_err());
+        assert!(
+            Since::parse("2026-11-01T12:00:00")
+                .unwrap_err()
+                .contains("offset")
+        );
+        assert!(Since::parse("yesterday").is_err() && until("now").is_err());
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub fn run(args: &EventsArgs) -> Result<Exit> {
         has_colors: has_colors(),
         filter,
         garbage: 0,
+        has_shown: false,
         later: 0,
         failed: None,
         oldest: None,
@@ -62,6 +63,8 @@ pub fn run(args: &EventsArgs) -> Result<Exit> {
     show.left_out(&folder);
     if args.follow {
         show.follow(audit, place)?;
+    } else if !show.has_shown {
+        complain("no record is like that; musttls events without an option shows all");
     }
     Ok(Exit::Ok)
 }
@@ -93,6 +96,8 @@ struct Show {
     filter: Filter,
     /// Lines that were no JSON since that was last said.
     garbage: u64,
+    /// Whether a record was shown.
+    has_shown: bool,
     /// Records of a later release.
     later: u64,
     /// When the oldest file was written to last that was looked into, unless it was all of them.
@@ -224,6 +229,7 @@ impl Show {
     }
 
     fn put(&mut self, line: &[u8]) {
+        self.has_shown = true;
         let written = if self.is_json {
             self.out.line(line)
         } else {

@@ -12,8 +12,10 @@ use crate::cli::Exit;
 use crate::cli::policy::{ExceptAdd, ExceptCommand};
 use crate::clock;
 use crate::config::edit::{self, NewConditions, NewException};
-use crate::config::{Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins, unknown_user};
-use crate::console::{complain, print, print_json};
+use crate::config::{
+    self, Config, Exception, Expiry, Loaded, Origin, PastDates, drop_ins, unknown_user,
+};
+use crate::console::{complain, print, print_json, print_wrapped};
 use crate::edits::{Change, change, not_edited, text_of};
 use crate::login::printable;
 use crate::span;
@@ -83,8 +85,18 @@ fn remove(main: &Path, names: &[String]) -> Result<Exit> {
         let mut changes: Vec<Change> = Vec::new();
         for name in names {
             let Some((_, origin)) = find(loaded, name) else {
+                let known: Vec<&str> = loaded
+                    .config
+                    .exceptions
+                    .iter()
+                    .map(|exception| exception.name.as_str())
+                    .collect();
+                let help = config::similar(name, &known).map_or_else(
+                    || "musttls except list shows them".to_owned(),
+                    |similar| format!("did you mean `{similar}`?"),
+                );
                 bail!(
-                    "there is no exception `{}` in the files\n  help: musttls except list shows them",
+                    "there is no exception `{}` in the files\n  help: {help}",
                     printable(name.as_bytes()).0
                 );
             };
@@ -312,7 +324,7 @@ fn show(entries: &[Entry], json: bool, none: &str) -> Result<()> {
         return print(&format!("{none}\n"));
     }
     for entry in entries {
-        print(&format!("{entry}\n"))?;
+        print_wrapped(&format!("{entry}\n"))?;
     }
     Ok(())
 }

@@ -96,6 +96,17 @@ fn one_of_the_main_file_is_removed_there_and_its_comments_stay() {
 }
 
 #[test]
+fn a_name_that_was_mistyped_is_found() {
+    let place = Place::new("");
+    place.run(&add("legacy-etl")).unwrap();
+    let said = |words: &str| place.run(words).unwrap_err().to_string();
+    let text = said("rm legacy-elt");
+    assert!(text.contains("did you mean `legacy-etl`?"), "{text}");
+    let text = said("rm zzz");
+    assert!(text.contains("musttls except list"), "{text}");
+}
+
+#[test]
 fn what_would_be_wrong_is_not_written() {
     let place = Place::new("");
     place.run(&add("a")).unwrap();

@@ -456,7 +456,7 @@ fn make_file(path: &Path) -> Result<(u64, u64)> {
     let failed = || {
         Failed::new(
             format!("open the history {}", path.display()),
-            "let the user musttls runs as write there (ReadWritePaths= in the unit), or set [history] path to a file",
+            "run it as root; where it is the agent that may not: ReadWritePaths= in its unit, or another [history] path",
         )
     };
     let look = || fs::symlink_metadata(path);
@@ -484,7 +484,7 @@ fn alone(path: &Path) -> Result<fs::File> {
     let failed = || {
         Failed::new(
             format!("lock the history by {}", lock.display()),
-            "let the user musttls runs as write there (ReadWritePaths= in the unit), or set [history] path to a file",
+            "run it as root; where it is the agent that may not: ReadWritePaths= in its unit, or another [history] path",
         )
     };
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -1,8 +1,9 @@
 //! Bars over time as SVG inside the page: no script, no image, colours and hatches by the style sheet.
 
 use super::html::Html;
-use super::numbers::{count, percent};
+use super::numbers::percent;
 use super::shares::{Course, Kind, Shares};
+use crate::count::by_thousands;
 
 /// Size of the drawing, in its own units; it is shown as wide as the page.
 const WIDTH: f64 = 640.0;
@@ -65,7 +66,7 @@ pub(super) fn draw(html: &mut Html, course: &Course, height: Height) {
             .raw("\">");
         match height {
             Height::Share => html.text(value).raw(" %"),
-            Height::Sessions => html.text(count(value)),
+            Height::Sessions => html.text(by_thousands(value)),
         };
         html.raw("</text>");
     }
@@ -131,7 +132,7 @@ fn describe(html: &mut Html, course: &Course, height: Height, most: u64) {
         (Height::Sessions, ..) => {
             html.text(format_args!(
                 "At most {} sessions in one {}. The table below has all numbers.",
-                count(most),
+                by_thousands(most),
                 course.step.name()
             ));
         }
@@ -155,7 +156,7 @@ fn words(shares: &Shares) -> String {
     let kinds = Kind::ALL
         .into_iter()
         .filter(|&kind| shares.count(kind) > 0)
-        .map(|kind| format!("{} {}", count(shares.count(kind)), kind.name()));
+        .map(|kind| format!("{} {}", by_thousands(shares.count(kind)), kind.name()));
     let kinds: Vec<String> = kinds.collect();
     if kinds.is_empty() {
         "no sessions".to_owned()

@@ -6,7 +6,7 @@
 //! | `page` | the sections of the page |
 //! | `chart`, `shares` | sessions over time: as SVG, as numbers |
 //! | `html` | markup and text, which never becomes markup |
-//! | `numbers` | how numbers and times are written |
+//! | `numbers` | how shares and times are written |
 //! | [`output`] | where the file goes |
 //!
 //! Invariant: the page is a function of [`Facts`]. It loads nothing, runs nothing, and shows nothing that a client chose but as text.

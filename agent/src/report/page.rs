@@ -7,12 +7,13 @@ use musttls_common::tls::TLS_1_2;
 
 use super::chart::{self, Height};
 use super::html::Html;
-use super::numbers::{count, counted, minute, percent};
+use super::numbers::{minute, percent};
 use super::shares::{Kind, Shares};
 use super::{Findings, Use};
 use crate::cipher;
 use crate::clients::Row;
 use crate::config::{Exception, Expiry};
+use crate::count::{by_thousands, counted};
 use crate::fix;
 use crate::history::{Class, Client};
 use crate::simulate::Judged;
@@ -91,7 +92,9 @@ fn head(html: &mut Html, findings: &Findings<'_>) {
     }
     html.raw("</h1>\n<p class=\"verdict\">");
     let broken = findings.broken().len();
-    if broken == 0 {
+    if simulation.clients == 0 {
+        html.raw("Nobody is on record: whom enforce mode would refuse is <b class=\"bad\">not known</b>.");
+    } else if broken == 0 {
         html.raw("<b class=\"good\">Nobody</b> on record would be refused if every server were in enforce mode.");
     } else {
         html.raw("<b class=\"bad\">")
@@ -103,7 +106,7 @@ fn head(html: &mut Html, findings: &Findings<'_>) {
             }
             refused => html
                 .raw("</b> would be refused if every server were in enforce mode; ")
-                .text(count(as_u64(refused)))
+                .text(by_thousands(as_u64(refused)))
                 .raw(" of them come to servers that are in it."),
         };
     }
@@ -124,7 +127,7 @@ fn head(html: &mut Html, findings: &Findings<'_>) {
         html.raw("<div><dt>")
             .text(name)
             .raw("</dt><dd>")
-            .text(count(number))
+            .text(by_thousands(number))
             .raw("</dd></div>");
     }
     html.raw("</dl>\n</header>\n");
@@ -340,7 +343,9 @@ fn names<'h>(html: &'h mut Html, names: &[String]) -> &'h mut Html {
         html.raw(if index == 0 { "" } else { ", " }).foreign(name);
     }
     if let Some(more) = names.len().checked_sub(NAMES + 1) {
-        html.raw(" and ").text(count(as_u64(more + 1))).raw(" more");
+        html.raw(" and ")
+            .text(by_thousands(as_u64(more + 1)))
+            .raw(" more");
     }
     html
 }
@@ -496,7 +501,7 @@ fn rows(clients: &[&Client]) -> impl Iterator<Item = Row> {
 /// That there is more than a table shows.
 fn more(html: &mut Html, rows: usize) {
     if let Some(more) = rows.checked_sub(ROWS).filter(|&more| more > 0) {
-        html.raw("<p>And ").text(count(as_u64(more))).raw(
+        html.raw("<p>And ").text(by_thousands(as_u64(more))).raw(
             " more: musttls clients --json, simulate --json or except list --json has all.</p>\n",
         );
     }
@@ -571,7 +576,7 @@ impl Cells<'_> {
 
     fn number(&mut self, number: u64) {
         self.open("<td role=\"cell\" class=\"number\" data-title=\"");
-        self.html.text(count(number)).raw("</td>");
+        self.html.text(by_thousands(number)).raw("</td>");
     }
 
     fn open(&mut self, markup: &'static str) {

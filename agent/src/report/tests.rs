@@ -265,7 +265,8 @@ fn without_a_session_there_is_a_page_that_says_so() {
     let text = words(&page);
     assert!(
         text.contains("No session over TCP is on record")
-            && text.contains("There were no sessions."),
+            && text.contains("There were no sessions.")
+            && text.contains("would refuse is not known"),
         "{text}"
     );
     assert!(text.contains("2026-11-22 12:00 to 2026-11-23 12:30 UTC"));

@@ -4,7 +4,8 @@ use ratatui::layout::Constraint;
 
 use super::session::Session;
 use super::state::{Pane, State};
-use super::view::{SOON_MS, Scene, Tone, duration, number, safe};
+use super::view::{SOON_MS, Scene, Tone, duration, safe};
+use crate::count::{by_thousands, counted_of};
 use crate::status::{OlderSessions, Status};
 
 /// A list before filter and scrolling.
@@ -92,7 +93,7 @@ fn clients(state: &State, scene: &Scene<'_>) -> Grid {
         };
         let cells = vec![
             ago(&client.last, scene),
-            number(client.sessions),
+            by_thousands(client.sessions),
             safe(&who.client),
             known(&who.user),
             known(&who.program),
@@ -183,7 +184,7 @@ fn exceptions(status: Option<&Status>, scene: &Scene<'_>) -> Grid {
                 .server
                 .as_deref()
                 .map_or_else(|| "any".to_owned(), safe),
-            number(exception.sessions),
+            by_thousands(exception.sessions),
         ];
         grid.rows.push((tone, cells));
     }
@@ -317,8 +318,11 @@ fn counts(status: &Status, tell: &mut Tell<'_>) {
     tell(tone, "gate", &gate);
     let policy = &status.policy;
     let text = format!(
-        "{} version {}, {}, {} exceptions in force",
-        policy.name, policy.version, policy.mode, policy.exceptions
+        "{} version {}, {}, {} in force",
+        policy.name,
+        policy.version,
+        policy.mode,
+        counted_of(policy.exceptions, "exception", "exceptions")
     );
     tell(Tone::Plain, "policy", &text);
     let audit = &status.audit;
@@ -348,7 +352,7 @@ fn counts(status: &Status, tell: &mut Tell<'_>) {
         let some: Vec<_> = counts
             .iter()
             .filter(|(_, n)| **n > 0)
-            .map(|(word, n)| format!("{word} {}", number(*n)))
+            .map(|(word, n)| format!("{word} {}", by_thousands(*n)))
             .collect();
         if some.is_empty() {
             tell(Tone::Plain, label, "none");
@@ -360,7 +364,7 @@ fn counts(status: &Status, tell: &mut Tell<'_>) {
         let some: Vec<_> = versions
             .iter()
             .filter(|(_, n)| **n > 0)
-            .map(|(version, n)| format!("{version}: {}", number(*n)))
+            .map(|(version, n)| format!("{version}: {}", by_thousands(*n)))
             .collect();
         if !some.is_empty() {
             tell(

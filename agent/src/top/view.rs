@@ -12,6 +12,7 @@ use ratatui::widgets::{Clear, Paragraph, Row, Table, Wrap};
 
 use super::lists::{Grid, list};
 use super::state::{Focus, Pane, Silence, State};
+use crate::count::by_thousands;
 use crate::login::disturbs;
 use crate::status::Status;
 
@@ -246,7 +247,7 @@ fn outcomes(state: &State, scene: &Scene<'_>) -> Vec<Line<'static>> {
         let rate = state
             .rate(outcomes)
             .map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
-        let text = format!("{label:<18}{:>11}{rate:>10}", number(count));
+        let text = format!("{label:<18}{:>11}{rate:>10}", by_thousands(count));
         let tone = if count == 0 { Tone::Plain } else { tone };
         lines.push(Line::styled(text, scene.style(tone)));
     }
@@ -278,7 +279,7 @@ fn versions_and_health(state: &State, scene: &Scene<'_>) -> Vec<Line<'static>> {
         } else {
             Tone::Plain
         };
-        let text = format!("{label:<9}{:>11}{share:>7}", number(count));
+        let text = format!("{label:<9}{:>11}{share:>7}", by_thousands(count));
         lines.push(Line::styled(text, scene.style(tone)));
     }
     let coverage = &status.coverage;
@@ -292,11 +293,14 @@ fn versions_and_health(state: &State, scene: &Scene<'_>) -> Vec<Line<'static>> {
     ));
     let lost = status.lost_events.values().sum::<u64>() + status.audit.lost;
     lines.push(Line::styled(
-        format!("lost     {} events and records", number(lost)),
+        format!("lost     {} events and records", by_thousands(lost)),
         scene.style(if lost == 0 { Tone::Plain } else { Tone::Bad }),
     ));
     let held: u64 = status.held_segments.values().sum();
-    lines.push(Line::raw(format!("held     {} segments", number(held))));
+    lines.push(Line::raw(format!(
+        "held     {} segments",
+        by_thousands(held)
+    )));
     lines
 }
 
@@ -448,7 +452,7 @@ fn draw_footer(frame: &mut Frame<'_>, area: Rect, state: &State, shown: &str) {
 /// The help: keys, and what the words mean.
 const HELP: &[(&str, &str)] = &[
     ("q F10 Ctrl-C", "quit"),
-    ("F1 ? h", "this help; any key ends it"),
+    ("F1 ? h", "this help; any key but q ends it"),
     (
         "Tab Shift-Tab",
         "the next list, the one before; also Left, Right, 1 to 5",
@@ -510,20 +514,6 @@ pub fn duration(ms: i64) -> String {
         (1..=9, ..) => format!("{days} d {} h", hours % 24),
         _ => format!("{days} d"),
     }
-}
-
-/// A number with commas between thousands.
-#[must_use]
-pub fn number(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.char_indices() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// `part` of `whole`, in percent.

@@ -29,7 +29,7 @@ use self::present::Decision;
 use crate::cli::Exit;
 use crate::cli::past::WhyArgs;
 use crate::config::{Config, DEFAULT_SERVER, PastDates};
-use crate::console::{complain, print, print_json};
+use crate::console::{complain, print_json, print_wrapped};
 use crate::error::Failed;
 use crate::history::Client;
 use crate::login::printable;
@@ -105,7 +105,7 @@ pub fn run(args: &WhyArgs) -> Result<Exit> {
     if args.output.json {
         print_json(&answer)?;
     } else {
-        print(&answer.to_string())?;
+        print_wrapped(&answer.to_string())?;
     }
     Ok(if answer.now.iter().any(Decision::is_refused) {
         Exit::Finding
