@@ -3,6 +3,7 @@
 pub mod address;
 pub mod audit;
 pub mod bypass;
+pub mod canary;
 pub mod capability;
 pub mod cipher;
 pub mod cli;
@@ -39,6 +40,7 @@ pub mod sock_diag;
 pub mod socket;
 pub mod span;
 pub mod status;
+pub mod tally;
 pub mod top;
 pub mod trail;
 pub mod why;

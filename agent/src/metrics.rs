@@ -68,6 +68,8 @@ pub struct Metrics {
     history_holes: Gauge,
     history_errors: Counter,
     gate_faults: Family<Labels<1>, Counter>,
+    canaries: Family<Labels<1>, Counter>,
+    canary_failed: Gauge,
     older: Family<Labels<1>, Gauge>,
     events_lost: Family<Labels<1>, Counter>,
     listeners_unrecorded: Counter,
@@ -146,6 +148,12 @@ impl Metrics {
                 r,
                 "gate_faults",
                 "Changes by others of what attaches the gate",
+            ),
+            canaries: add(r, "canaries", "Plaintext logins of the agent to itself"),
+            canary_failed: add(
+                r,
+                "canary_failed",
+                "1 if these are not refused as they should be",
             ),
             older: add(
                 r,
@@ -279,6 +287,23 @@ impl Metrics {
                 total(counter::below_observed(server)),
             );
         }
+    }
+
+    /// Takes over how many events have not come that the gate has counted.
+    pub fn set_unaccounted(&self, total: u64) {
+        let labels = one("reason", "unaccounted");
+        store(&self.events_lost.get_or_create(&labels), total);
+    }
+
+    /// Takes over what has become of canaries.
+    pub fn set_canary(&self, refused: u64, failed: u64, has_failed: bool) {
+        for (outcome, count) in [("refused", refused), ("failed", failed)] {
+            store(
+                &self.canaries.get_or_create(&one("outcome", outcome)),
+                count,
+            );
+        }
+        self.canary_failed.set(i64::from(has_failed));
     }
 
     /// Takes over what the audit sink has done.

@@ -27,7 +27,9 @@ use musttls_common::policy::{
     Found, LOOPBACK_RULE, MAX_SERVERS, NEVER, PolicyRoot, Round, RuleSet, RuleTimes, ServerPolicy,
     Sets, UserKey, Walk, first_match,
 };
+use musttls_common::verdict::Mode;
 
+use crate::canary;
 use crate::config::{Conditions, Config, Exception, Existing, Expiry, Floor, Loopback};
 
 /// The IPv4-mapped part of the address space, `::ffff:0:0/96`.
@@ -38,7 +40,7 @@ const V4_SPACE: (u128, u32) = (0xffff_0000_0000, V4_MAPPED_PREFIX_BITS);
 pub struct Tables {
     /// What the policy holds once.
     pub root: PolicyRoot,
-    /// [`MAX_SERVERS`] entries; index 0 is the default entry, unused ones are copies of it.
+    /// [`MAX_SERVERS`] entries; index 0 is the default entry, unused ones are copies of it, the last is the canary's.
     pub servers: Vec<ServerPolicy>,
     /// Prefix length in the 16-byte address space, address, and the union of the sets of all
     /// prefixes that contain it. Sorted by address, then length; at most one entry more than
@@ -252,6 +254,9 @@ fn server<'c>(
     live: impl Iterator<Item = (usize, &'c Exception)>,
     clocks: Clocks,
 ) -> ServerPolicy {
+    if index == canary::SERVER {
+        return of_canary();
+    }
     // The default entry's name cannot be that of a server (`config` reserves it).
     let name = config.server_name(index);
     let applies = |exception: &Exception| {
@@ -271,6 +276,20 @@ fn server<'c>(
         loopback: u8::from(config.loopback_of(index) == Loopback::Allow),
         floor: tls.require.version(),
         observed_floor: tls.observe.map_or(0, Floor::version),
+    }
+}
+
+/// What the canary is judged by: whatever the configuration says, it is refused.
+const fn of_canary() -> ServerPolicy {
+    ServerPolicy {
+        exceptions: RuleSet::EMPTY,
+        mode_until_ns: NEVER,
+        mode: Mode::Enforce as u8,
+        mode_then: Mode::Enforce as u8,
+        refuses_older: 0,
+        loopback: 0,
+        floor: Floor::Tls.version(),
+        observed_floor: 0,
     }
 }
 
@@ -395,7 +414,6 @@ mod tests {
     use crate::address::octets;
     use crate::config::{ModeEnd, OwnTls, ServerConfig};
     use jiff::SignedDuration;
-    use musttls_common::verdict::Mode;
     use proptest::prelude::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::time::{Duration, Instant};
@@ -704,12 +722,10 @@ mod tests {
         assert_eq!(config.at(later).timed_mode_of(0), config.timed_mode_of(0));
         config.panic = true;
         let tables = compile(&config, 1, now(), BOOTTIME);
-        assert!(
-            tables
-                .servers
-                .iter()
-                .all(|it| it.mode(|| NEVER) == Mode::Observe)
-        );
+        let modes = tables.servers.iter().map(|it| it.mode(|| NEVER));
+        let mut modes: Vec<_> = modes.collect();
+        assert_eq!(modes.pop(), Some(Mode::Enforce), "the canary");
+        assert!(modes.into_iter().all(|mode| mode == Mode::Observe));
     }
 
     #[test]

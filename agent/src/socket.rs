@@ -1,4 +1,5 @@
-//! Another process's socket, duplicated (`pidfd_getfd`, Linux 5.6). The only code that touches one.
+//! Another process's socket, duplicated (`pidfd_getfd`, Linux 5.6), the only code that touches one; and what is asked of sockets with
+//! system calls that have no wrapper.
 //!
 //! A duplicate shares the open file description with its owner, so nothing is ever set on it that the owner
 //! could notice: no `O_NONBLOCK`, no options but those of a refusal, and these only after the socket was
@@ -355,6 +356,61 @@ impl Socket {
         } else {
             Err(io::Error::last_os_error())
         }
+    }
+}
+
+/// A socket's cookie (`SO_COOKIE`).
+pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
+    Ok(sockopt::socket_cookie(socket)?)
+}
+
+/// Has a socket of the agent's own end at its close, with an RST: it waits for nobody, also where the agent is killed.
+pub fn reset_at_close(socket: &impl AsFd) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(socket, Some(Duration::ZERO))?)
+}
+
+/// Lets a TCP socket of the agent's own take segments from this port of its peers only; from none without one. Sockets that a listener
+/// accepts have its filter, too (`SO_ATTACH_FILTER`, socket(7); a program sees the TCP header, `tcp_filter`).
+pub fn admit_port(socket: &impl AsFd, port: Option<u16>) -> io::Result<()> {
+    let instruction = |code: u32, jt, jf, k| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or(u16::MAX),
+        jt,
+        jf,
+        k,
+    };
+    let whole = instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX);
+    let nothing = instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0);
+    let from = u32::from(port.unwrap_or(0));
+    let by_port = [
+        instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, from),
+        whole,
+        nothing,
+    ];
+    let program = if port.is_some() {
+        &by_port[..]
+    } else {
+        &[nothing]
+    };
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap_or(0),
+        filter: program.as_ptr().cast_mut(),
+    };
+    let len = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or(0);
+    // SAFETY: `program` is a valid place of `len` bytes and names as many instructions as it says, which the kernel copies.
+    let error = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            len,
+        )
+    };
+    if error == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::config::Config;
 use crate::confine::Confinement;
 use crate::count::{counted, counted_of};
 use crate::login::printable;
+use crate::span;
 
 /// The state of a running agent. Field names are stable; fields may be added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,12 @@ pub struct Status {
     /// What of it could not be put back, and why.
     #[serde(default)]
     pub gate_errors: Vec<String>,
+    /// The canary.
+    #[serde(default)]
+    pub canary: Canary,
+    /// Whether the gate's counters and its events agree.
+    #[serde(default)]
+    pub counters: Counters,
     /// What the agent has given up.
     #[serde(default)]
     pub confined: Option<Confined>,
@@ -72,6 +80,113 @@ pub struct Status {
     /// The history of who has connected how.
     #[serde(default)]
     pub history: History,
+}
+
+/// The canary: a plaintext login of the agent to itself, which must be refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// `refused`, as it should be; `failed`; `pending`: none has come to its end yet; `off`.
+    pub state: String,
+    /// How often it logs in, in seconds; none if it is off.
+    pub every_s: Option<u64>,
+    /// How many were refused as they should be since the agent started.
+    pub refused: u64,
+    /// How many were not.
+    pub failed: u64,
+    /// When the last one was refused as it should be, in milliseconds of Unix time.
+    pub last_refused_ms: Option<i64>,
+    /// How long that took, from the connection to its end, in microseconds.
+    pub took_us: Option<u64>,
+    /// What is wrong, once it has failed twice.
+    pub failure: Option<CanaryFailure>,
+}
+
+/// What is wrong with the canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryFailure {
+    /// `no-connection`, `no-greeting`, `login-passed`, `no-answer`, `wrong-answer` or `not-ended`.
+    pub step: String,
+    /// What was there instead.
+    pub found: String,
+    /// What it means.
+    pub meaning: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for CanaryFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, found, .. } = self;
+        write!(
+            f,
+            "the canary was not refused as it should be: {found} ({step})"
+        )
+    }
+}
+
+impl fmt::Display for Canary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            state,
+            every_s,
+            last_refused_ms,
+            took_us,
+            failure,
+            ..
+        } = self;
+        if let Some(failure) = failure {
+            writeln!(f, "ALARM     {failure}")?;
+            writeln!(f, "          means: {}", failure.meaning)?;
+            return writeln!(f, "          help:  {}", failure.remedy);
+        }
+        write!(f, "canary    {state}")?;
+        if let (Some(every), "refused") = (every_s, state.as_str()) {
+            let at = Timestamp::from_millisecond(last_refused_ms.unwrap_or(0)).unwrap_or_default();
+            let took = took_us.unwrap_or(0) / 1000;
+            let every = span::text(Duration::from_secs(*every));
+            write!(f, " at {at:.0} in {took} ms, every {every}")?;
+        }
+        writeln!(f)
+    }
+}
+
+/// Whether the gate's counters and its events agree, since the agent started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Sessions that the gate has counted, and whose events have neither come to the agent nor been lost by the kernel.
+    pub unaccounted: u64,
+    /// How often a counter was lower than before.
+    pub set_back: u64,
+}
+
+impl Counters {
+    /// What is wrong, a line each.
+    fn alarms(&self) -> impl Iterator<Item = String> + use<> {
+        let unaccounted = (self.unaccounted > 0).then(|| {
+            let sessions = self.unaccounted;
+            format!(
+                "{sessions} sessions that the gate has counted have no record: somebody else reads its rings, or writes its counters"
+            )
+        });
+        let set_back = (self.set_back > 0).then(|| {
+            let times = self.set_back;
+            format!("the gate's counters were set back by somebody else, {times} times")
+        });
+        unaccounted.into_iter().chain(set_back)
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for alarm in self.alarms() {
+            writeln!(f, "ALARM     {alarm}")?;
+            writeln!(
+                f,
+                "          help:  find out which program uses the gate's maps: bpftool map, auditd on the system call bpf"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// What confines the agent.
@@ -543,6 +658,12 @@ impl fmt::Display for Status {
 }
 
 impl Status {
+    /// What is wrong with the agent's own login and with the gate's counters, a line each.
+    pub fn watch_alarms(&self) -> impl Iterator<Item = String> {
+        let canary = self.canary.failure.as_ref().map(ToString::to_string);
+        canary.into_iter().chain(self.counters.alarms())
+    }
+
     /// How safe the gate and the agent are from others.
     fn fmt_gate(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(why) = &self.ends_with_agent {
@@ -559,6 +680,8 @@ impl Status {
         for error in &self.gate_errors {
             writeln!(f, "ALARM     {error}")?;
         }
+        write!(f, "{}", self.canary)?;
+        write!(f, "{}", self.counters)?;
         if let Some(confined) = &self.confined {
             writeln!(f, "confined  {}", confined.summary)?;
         }

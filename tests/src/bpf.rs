@@ -15,10 +15,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
 const PROG_TEST_RUN: i32 = 10;
 const PROG_GET_NEXT_ID: i32 = 11;
+const MAP_GET_NEXT_ID: i32 = 12;
 const PROG_GET_FD_BY_ID: i32 = 13;
+const MAP_GET_FD_BY_ID: i32 = 14;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 const OBJ_GET: i32 = 7;
 const LINK_CREATE: i32 = 28;
@@ -56,6 +60,10 @@ const EMPTY: [u8; 16] = [0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 const PROGRAMS_MAX: usize = 10_000;
 /// `struct bpf_prog_info` up to `attach_btf_obj_id`. An older kernel fills what it knows.
 const INFO_LEN: usize = 224;
+/// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+const PERCPU_ARRAY: u32 = 6;
+/// `struct bpf_map_info` up to `name`.
+const MAP_INFO_LEN: usize = 40;
 /// Offset of its `name`, 16 bytes.
 const NAME: usize = 64;
 /// Offset of its `verified_insns`, which Linux 5.16 brought.
@@ -290,6 +298,105 @@ pub fn verified_instructions() -> Result<BTreeMap<String, Option<u32>>> {
             Ok((name, info.verified()))
         })
         .collect()
+}
+
+/// A map of the gate, as others with root's rights can get at it.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    name: [u8; 16],
+    /// Of one element: in an array for each CPU, of all of them.
+    value_len: usize,
+}
+
+impl Map {
+    /// The youngest map called `name`.
+    pub fn find(name: &str) -> Result<Self> {
+        let mut id = 0;
+        let mut found = None;
+        for _ in 0..PROGRAMS_MAX {
+            let mut attr = Attr::default();
+            attr.u32(0, id);
+            // SAFETY: the attributes hold no pointer.
+            if unsafe { attr.call(MAP_GET_NEXT_ID) }.is_err() {
+                break;
+            }
+            id = attr.read_u32(4);
+            let mut attr = Attr::default();
+            attr.u32(0, id);
+            // SAFETY: the attributes hold no pointer.
+            let fd = unsafe { attr.call_for_fd(MAP_GET_FD_BY_ID) };
+            // One that has gone meanwhile has no descriptor.
+            if let Ok(fd) = fd {
+                let map = Self::of(fd)?;
+                if map.name.starts_with(&[name.as_bytes(), &[0]].concat()) {
+                    found = Some(map);
+                }
+            }
+        }
+        found.with_context(|| format!("the kernel has no map {name}"))
+    }
+
+    fn of(fd: OwnedFd) -> Result<Self> {
+        let mut info = [0_u8; MAP_INFO_LEN];
+        let mut attr = Attr::default();
+        attr.fd(0, &fd)
+            .u32(4, u32::try_from(MAP_INFO_LEN)?)
+            .pointer(8, info.as_mut_ptr());
+        // SAFETY: the kernel writes at most the length given, which is that of `info`.
+        unsafe { attr.call(OBJ_GET_INFO_BY_FD) }
+            .context("ask for what the kernel tells of a map")?;
+        // type, id, key_size, value_size, max_entries, map_flags, name
+        let number = |offset: usize| {
+            let field = info.get(offset..).and_then(<[u8]>::first_chunk);
+            field.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+        };
+        let name = info.get(24..).and_then(<[u8]>::first_chunk);
+        let cpus = if number(0) == PERCPU_ARRAY {
+            possible_cpus()?
+        } else {
+            1
+        };
+        Ok(Self {
+            value_len: usize::try_from(number(12))?.next_multiple_of(8) * cpus,
+            name: *name.context("a map without a name")?,
+            fd,
+        })
+    }
+
+    /// An entry of an array; of all CPUs, one behind the other, where each has its own. Lengths are multiples of 8.
+    pub fn get(&self, index: u32) -> Result<Vec<u8>> {
+        let mut value = vec![0_u8; self.value_len];
+        let mut attr = Attr::default();
+        attr.fd(0, &self.fd)
+            .pointer(8, &raw const index)
+            .pointer(16, value.as_mut_ptr());
+        // SAFETY: key and value live until the call is over, and have the length of the map's.
+        unsafe { attr.call(MAP_LOOKUP_ELEM) }.context("read a map")?;
+        Ok(value)
+    }
+
+    /// Writes it.
+    pub fn set(&self, index: u32, value: &[u8]) -> Result<()> {
+        anyhow::ensure!(value.len() == self.value_len, "{} bytes", value.len());
+        let mut attr = Attr::default();
+        attr.fd(0, &self.fd)
+            .pointer(8, &raw const index)
+            .pointer(16, value.as_ptr());
+        // SAFETY: as in `get`.
+        unsafe { attr.call(MAP_UPDATE_ELEM) }
+            .context("write a map")
+            .map(drop)
+    }
+}
+
+/// How many CPUs a map has values for (`num_possible_cpus`).
+fn possible_cpus() -> Result<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = text.trim().rsplit(['-', ',']).next().unwrap_or_default();
+    Ok(1 + last
+        .parse::<usize>()
+        .with_context(|| format!("the possible CPUs are `{text}`"))?)
 }
 
 /// A program's place at a hook. Closing it detaches the program, unless it is pinned.

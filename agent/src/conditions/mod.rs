@@ -34,6 +34,7 @@ use crate::config::{Conditions, Config, Exception};
 use crate::datapath::{Answers, Extra, Record, Ring};
 use crate::login::LoginDetails;
 use crate::refusal::{Report, ThreadState};
+use crate::tally::{self, Tally};
 use cgroups::Cgroups;
 use peer::{Found, Peer};
 
@@ -65,6 +66,7 @@ pub struct Engine {
     ring: Ring,
     answers: Answers,
     in_force: Arc<InForce>,
+    tally: Arc<Tally>,
     reports: mpsc::Sender<Report>,
     /// Reports that the daemon had no room for.
     lost: Arc<AtomicU64>,
@@ -79,6 +81,7 @@ impl Engine {
         ring: Ring,
         answers: Answers,
         in_force: Arc<InForce>,
+        tally: Arc<Tally>,
         reports: mpsc::Sender<Report>,
         lost: Arc<AtomicU64>,
         root: &OwnedFd,
@@ -90,6 +93,7 @@ impl Engine {
             ring,
             answers,
             in_force,
+            tally,
             reports,
             lost,
             host: Host {
@@ -114,12 +118,20 @@ impl Engine {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            let now = clock::monotonic_ns();
             while let Some(record) = self.ring.next_record() {
                 match record {
-                    Ok(record) => self.asked(record),
+                    Ok(record) => {
+                        if tally::is_compared(Kind::from_u8(record.event.kind)) {
+                            self.tally
+                                .received(tally::Ring::Asks, record.event.ktime_ns);
+                        }
+                        self.asked(record);
+                    }
                     Err(error) => self.report(Report::Unreadable(error)),
                 }
             }
+            self.tally.emptied(tally::Ring::Asks, now);
         }
         Ok(())
     }

@@ -6,10 +6,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use musttls_common::policy::MAX_SERVERS;
 use musttls_common::verdict::Mode;
 use toml::de::{DeTable, DeValue};
 
@@ -19,9 +19,10 @@ use super::report::{Problem, Problems};
 use super::value::{begin_of, network};
 use super::walk::{Section, Value};
 use super::{
-    AuditTarget, Config, ControlConfig, DEFAULT_SERVER, Existing, Floor, MAX_NETWORKS, ModeEnd,
-    PastDates, ServerConfig,
+    AuditTarget, Config, ControlConfig, DEFAULT_SERVER, Existing, Floor, MAX_NAMED_SERVERS,
+    MAX_NETWORKS, ModeEnd, PastDates, ServerConfig,
 };
+use crate::span;
 
 pub(super) const ROOT_KEYS: &[&str] = &[
     "panic",
@@ -35,6 +36,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "persist",
     "existing",
     "loopback",
+    "canary",
     "server",
     "exception",
     "audit",
@@ -54,6 +56,8 @@ pub(super) const SERVER_KEYS: &[&str] = &[
     "loopback",
 ];
 
+/// How often a canary may log in at most.
+const CANARY_MIN: Duration = Duration::from_secs(10);
 /// Longest path of a Unix socket, in bytes: `sun_path` of unix(7) less its NUL.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -153,6 +157,7 @@ impl Decoder<'_> {
                 .and_then(|value| self.existing(value))
                 .unwrap_or(defaults.existing),
             loopback: self.loopback(section).unwrap_or(defaults.loopback),
+            canary: self.canary(root.get("canary"), defaults.canary),
             audit: self.audit(root.get("audit")).unwrap_or(defaults.audit),
             history: self.history(root.get("history")),
             metrics: self.metrics(root.get("metrics")),
@@ -171,6 +176,22 @@ impl Decoder<'_> {
                 None
             }
         }
+    }
+
+    fn canary(&mut self, value: Option<&Value<'_>>, default: Option<Duration>) -> Option<Duration> {
+        let Some(value) = value else { return default };
+        let help = "write a number and a unit, s, m or h, of 10s at least, for example canary = \"1m\"; or \"off\"";
+        let text = self.string("canary", value, help)?;
+        if text == "off" {
+            return None;
+        }
+        let span = span::parse(text).ok().and_then(span::fixed);
+        let span = span.filter(|span| *span >= CANARY_MIN);
+        if span.is_none() {
+            let title = format!("`{text}` is no time between two canaries");
+            self.wrong(value.span(), title, "", help);
+        }
+        span
     }
 
     /// The mode of a section, and its end: what is in force by now.
@@ -234,8 +255,8 @@ impl Decoder<'_> {
         let mut ports = HashMap::new();
         let mut any_port: Option<(String, usize)> = None;
         for (index, (table, at)) in self.sections("server", value).into_iter().enumerate() {
-            if index == MAX_SERVERS - 1 {
-                let title = format!("more than {} servers", MAX_SERVERS - 1);
+            if index == MAX_NAMED_SERVERS {
+                let title = format!("more than {MAX_NAMED_SERVERS} servers");
                 let help = "put servers that share their settings into one [[server]] with all their ports";
                 self.wrong(at.clone(), title, "", help);
             }

@@ -73,6 +73,10 @@ pub const LOOPBACK: &str = "loopback";
 pub const MAX_NETWORKS: usize = 100_000;
 /// Most user names in all exceptions together; each is an entry of a kernel map, 256 bytes.
 pub const MAX_USERS: usize = 10_000;
+/// Most servers with settings of their own. The table of servers has two entries more: one for all other servers, and that of the canary.
+pub const MAX_NAMED_SERVERS: usize = MAX_SERVERS - 2;
+/// How often the canary logs in unless the file says otherwise.
+pub const DEFAULT_CANARY: Duration = Duration::from_mins(1);
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +101,8 @@ pub struct Config {
     pub existing: Existing,
     /// What is done about plaintext over the loopback device, on servers that do not say it themselves.
     pub loopback: Loopback,
+    /// How often the canary logs in; `None` for never.
+    pub canary: Option<Duration>,
     /// Where audit records go.
     pub audit: AuditTarget,
     /// The history of who has connected how.
@@ -316,6 +322,7 @@ impl Default for Config {
             persist: true,
             existing: Existing::Keep,
             loopback: Loopback::SameRule,
+            canary: Some(DEFAULT_CANARY),
             audit: AuditTarget::File(PathBuf::from(DEFAULT_AUDIT)),
             history: HistoryConfig::default(),
             metrics: None,
@@ -482,13 +489,14 @@ impl Config {
     /// name that is no longer used keeps its entry until there is no other left. So the records of listeners and open sessions,
     /// which hold the number, mean the same server whatever the file's order is.
     pub fn keep_indices(&mut self, names: &mut Vec<String>) {
+        names.truncate(MAX_NAMED_SERVERS);
         for at in 0..self.servers.len() {
             let Some(name) = self.servers.get(at).map(|server| server.name.clone()) else {
                 continue;
             };
             let known = names.iter().position(|known| *known == name);
             let place = known.or_else(|| {
-                if names.len() < MAX_SERVERS - 1 {
+                if names.len() < MAX_NAMED_SERVERS {
                     names.push(name.clone());
                     return Some(names.len() - 1);
                 }

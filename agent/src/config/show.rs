@@ -180,6 +180,7 @@ fn default(section: &str, key: &str) -> Option<Json> {
         ("", "panic") => Some(json!(config.panic)),
         ("", "persist") => Some(json!(config.persist)),
         ("", "existing") => Some(json!(config.existing.as_str())),
+        ("", "canary") => Some(json!(config.canary.map_or("off".to_owned(), span::text))),
         ("audit", "path") => Some(json!(DEFAULT_AUDIT)),
         ("history", "enabled") => Some(json!(config.history.enabled)),
         ("history", "path") => Some(json!(config.history.path)),

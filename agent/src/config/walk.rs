@@ -258,7 +258,7 @@ impl Decoder<'_> {
 fn unknown(name: &str, what: &str, known: &[&str]) -> (String, String) {
     match name {
         "panic" | "mode" | "mode_until" | "mode_then" | "trusted_proxies" | "require"
-        | "observe" | "refused_ciphers" | "persist" | "existing" | "loopback" => (
+        | "observe" | "refused_ciphers" | "persist" | "existing" | "loopback" | "canary" => (
             format!("`{name}` belongs at the top of the file, before the first [section]"),
             format!("move it up: here it is a key of {what}"),
         ),

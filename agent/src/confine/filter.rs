@@ -114,7 +114,7 @@ const DENIED: &[i64] = &[
     libc::SYS_io_uring_register,
     libc::SYS_memfd_create,
     libc::SYS_memfd_secret,
-    // The control socket and the metrics listen already.
+    // The control socket, the metrics and the canary listen already.
     libc::SYS_listen,
 ];
 

@@ -201,8 +201,10 @@ impl Daemon {
     fn name_listeners(&mut self, listeners: &[NewListener]) {
         let servers = self.registry.servers();
         let of_servers = || servers.iter().flat_map(|server| &server.listeners);
+        // The agent's own is judged, too.
         let known: Vec<u64> = of_servers()
             .filter_map(|listener| listener.cookie)
+            .chain(self.canary.cookie())
             .collect();
         // A new listener stays pending, and is judged if it greets as a server does, where it may be a server's: of a server
         // that cannot be looked into, or whose listener at that port is not covered; or to be passed on to one, by the service

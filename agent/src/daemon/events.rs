@@ -7,7 +7,7 @@
 //! | a record in the ring of sessions | record, metric; a session older than the gate is refused if a command of it is held |
 //! | sockets wait to be looked at | some of them are, for sessions older than the gate |
 //! | a look for servers goes on | some more processes and descriptors are looked at |
-//! | a tick | exceptions that have ended leave the tables; counters are read |
+//! | a tick | the canary logs in if it is time; exceptions that have ended leave the tables; counters are read |
 //! | the pause after a look is over | servers are looked for |
 //! | SIGHUP, `musttls reload` | the configuration is read again, and swapped or kept |
 //! | SIGUSR1 | the audit file is opened again |
@@ -24,10 +24,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::Daemon;
 use super::coverage::Why;
 use super::reload::Compiled;
+use crate::canary;
 use crate::cli::Exit;
 use crate::clock;
 use crate::control::{Answer, Command};
 use crate::refusal::Report;
+use crate::tally;
 
 /// How often servers are looked for that did not announce themselves by listening.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -196,12 +198,21 @@ impl Daemon {
 
     /// Records sessions that the gate reports, up to a batch. Returns how many.
     pub(super) fn drain(&mut self) -> usize {
+        let now = clock::monotonic_ns();
         for done in 0..BATCH {
-            match self.sessions.get_mut().next_record() {
+            let record = self.sessions.get_mut().next_record();
+            if let Some(record) = &record {
+                self.tally_session(record);
+            }
+            match record {
+                Some(Ok(record)) if canary::is_of_canary(&record.event) => {}
                 Some(Ok(record)) if record.event.kind == Kind::Older as u8 => self.older(record),
                 Some(Ok(record)) => self.recorder.session(&record),
                 Some(Err(error)) => self.recorder.unreadable(&error),
-                None => return done,
+                None => {
+                    self.tally.emptied(tally::Ring::Sessions, now);
+                    return done;
+                }
             }
         }
         BATCH
@@ -209,6 +220,13 @@ impl Daemon {
 
     pub(super) fn report(&mut self, report: Report) {
         match report {
+            // It says itself what became of it.
+            Report::Refused(refused) if canary::is_of_canary(&refused.record.event) => {
+                tracing::debug!(
+                    outcome = refused.outcome.as_str(),
+                    "the canary's refusal has ended"
+                );
+            }
             Report::Refused(refused) => self.recorder.refused(&refused),
             Report::Session(record) => self.recorder.session(&record),
             Report::Unreadable(error) => self.recorder.unreadable(&error),
@@ -217,6 +235,7 @@ impl Daemon {
 
     pub(super) fn tick(&mut self) {
         self.check_gate();
+        self.turn_canary();
         self.tell_if_ready();
         let now = clock::wall();
         if Compiled::of(&self.config, now).differs(&self.compiled) {
@@ -227,7 +246,7 @@ impl Daemon {
             self.tagger.let_outgoing_go();
         }
         self.check_older();
-        let totals = self.totals();
+        let totals = self.compare_counters();
         self.metrics.set_kernel_counters(&self.config, &totals);
         let coverage = self.coverage();
         self.metrics

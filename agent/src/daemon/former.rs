@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use musttls_common::counter::{self, Mark, Outcome};
-use musttls_common::policy::MAX_SERVERS;
 
 use super::recorder::losses::at;
 use super::{Daemon, lock};
 use crate::audit::record::Gap;
+use crate::canary;
 use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::error;
@@ -158,8 +158,8 @@ fn versions() -> std::io::Result<Vec<u32>> {
 /// What happened between `mark` and now, as far as the gate has counted it.
 fn gap<'s>(mark: &Mark, totals: &[u64], policy_name: &'s str, policy_version: u32) -> Gap<'s> {
     let mut sessions = BTreeMap::new();
-    for server in 0..MAX_SERVERS {
-        let server = u16::try_from(server).unwrap_or(0);
+    // Without the canary.
+    for server in 0..canary::SERVER {
         for outcome in Outcome::ALL {
             let index = counter::outcome(server, outcome);
             let since = at(totals, index).saturating_sub(at(&mark.counters, index));

@@ -9,11 +9,13 @@
 //! | `former` | what an agent leaves to the next |
 //! | `older` | sessions older than the gate |
 //! | `coverage` | servers are looked for, their listeners are named, the service manager is told |
-//! | `watch` | whether the gate is as it was left |
+//! | `watch` | whether the gate is as it was left, and its counters are as its events |
+//! | `canary` | when the agent logs in to itself, and what becomes of it |
 //! | `status` | what `musttls status` shows |
 //! | `recorder` | events and refusals to audit records, metrics, losses |
 //! | [`lock`] | one agent a host |
 
+mod canary;
 mod coverage;
 mod events;
 mod former;
@@ -51,6 +53,8 @@ use crate::older::Sessions;
 use crate::refusal::{Report, ThreadState};
 use crate::servers::unix::Poller;
 use crate::servers::{Finder, NewListener, Registry, Tagger};
+use crate::tally::{Ledger, Tally};
+use canary::Sentry;
 use coverage::Look;
 use events::Signals;
 use recorder::Recorder;
@@ -112,6 +116,9 @@ struct Daemon {
     watch: Watch,
     /// Since when the gate of this agent is in force, until the service manager has been told that the agent is ready.
     unready_since: Option<Instant>,
+    canary: Sentry,
+    tally: Arc<Tally>,
+    ledger: Ledger,
     unix_probe: UnixProbe,
     poller: Poller,
     older: Sessions,

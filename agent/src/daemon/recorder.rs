@@ -44,6 +44,8 @@ pub(super) struct Recorder {
     /// Sessions whose client sent a login in the clear before the TLS.
     exposed: u64,
     unreadable: u64,
+    /// Sessions that the gate has counted, and whose events have not come.
+    unaccounted: u64,
     /// How many losses have been told, by reason.
     told: BTreeMap<&'static str, u64>,
 }
@@ -66,6 +68,7 @@ impl Recorder {
             refusals: BTreeMap::new(),
             exposed: 0,
             unreadable: 0,
+            unaccounted: 0,
             told: BTreeMap::new(),
         }
     }

@@ -10,8 +10,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::canary::{Lack, Sentry};
 use super::recorder::Recorder;
 use super::reload::Compiled;
 use super::{Daemon, Gate, former};
@@ -19,13 +21,14 @@ use crate::audit::AuditLog;
 use crate::audit::record::Identity;
 use crate::audit::sink::AuditSink;
 use crate::bypass::Watch;
+use crate::canary::Desk;
 use crate::capability::{Effective, LOOKING};
 use crate::clock;
 use crate::conditions::{self, InForce};
 use crate::config::{self, Config};
 use crate::confine::{self, Confinement};
 use crate::control::{self, Control};
-use crate::datapath::{Datapath, Loaded, Pins, UnixProbe, cgroup};
+use crate::datapath::{self, Datapath, Loaded, Pins, Ring, UnixProbe, cgroup};
 use crate::error::{self, Failed, NotPermitted};
 use crate::history::follow::Follower;
 use crate::metrics::{self, BuildInfo, Metrics};
@@ -34,6 +37,7 @@ use crate::policy::{self, Tables};
 use crate::refusal::{Engine, ThreadState};
 use crate::servers::unix::Poller;
 use crate::servers::{Finder, Registry, Tagger};
+use crate::tally::{Ledger, Tally};
 
 /// Reports of the refusal thread that may wait: 1.5 KiB each at the most.
 const REPORTS: usize = 4096;
@@ -59,6 +63,8 @@ impl Daemon {
         let sink = AuditSink::open(&config.audit)?;
         let metrics = Arc::new(Metrics::new(BUILD));
         let sockets = Sockets::bind(&config)?;
+        let desk = Arc::<Desk>::default();
+        let canary = Lack::or_bind(&config, &desk);
 
         let place = Place::find(config.persist)?;
         let server_names = place.number_servers(&mut config)?;
@@ -72,16 +78,20 @@ impl Daemon {
         let confinement = confine(&config)?;
 
         let registry = Arc::new(Registry::default());
-        let tagger = Tagger::new(
+        let mut tagger = Tagger::new(
             datapath.listeners,
             matches!(datapath.unix_probe, UnixProbe::Kernel),
         );
+        let canary = Sentry::post(canary, &mut tagger);
         let (report, reports) = mpsc::channel(REPORTS);
         let lost = Arc::new(AtomicU64::new(0));
+        let tally = Arc::<Tally>::default();
         let engine = Engine::new(
             datapath.denials,
             datapath.held,
             registry.clone(),
+            desk,
+            tally.clone(),
             report.clone(),
             lost.clone(),
         )
@@ -91,6 +101,7 @@ impl Daemon {
             datapath.asks,
             datapath.answers,
             in_force.clone(),
+            tally.clone(),
             report,
             lost.clone(),
             &root.fd,
@@ -110,14 +121,8 @@ impl Daemon {
             counters: datapath.counters,
             told: datapath.told,
             ends_with_agent: place.ends_with_agent,
-            sessions: datapath
-                .sessions
-                .into_async()
-                .context("wait for the ring of sessions")?,
-            listens: datapath
-                .listens
-                .into_async()
-                .context("wait for the ring of listeners")?,
+            sessions: waited_for(datapath.sessions, "sessions")?,
+            listens: waited_for(datapath.listens, "listeners")?,
             reports,
             commands,
             recorder: Recorder::new(
@@ -136,6 +141,9 @@ impl Daemon {
             scan_errors: Vec::new(),
             watch: Watch::default(),
             unready_since: Some(Instant::now()),
+            canary,
+            tally,
+            ledger: Ledger::default(),
             unix_probe: datapath.unix_probe,
             poller: Poller::default(),
             older: Sessions::default(),
@@ -148,12 +156,7 @@ impl Daemon {
             in_force,
             answers: None,
             config,
-            gate: Gate {
-                programs: datapath.gate,
-                root,
-                seen_ms: now.as_millisecond(),
-                errors: BTreeMap::new(),
-            },
+            gate: Gate::new(datapath.gate, root, now),
         };
         daemon.begin(place.former_policy, engine, answers)?;
         Ok(daemon)
@@ -185,6 +188,23 @@ impl Daemon {
         self.announce();
         Ok(())
     }
+}
+
+impl Gate {
+    fn new(programs: datapath::Gate, root: cgroup::Root, now: Timestamp) -> Self {
+        Self {
+            programs,
+            root,
+            seen_ms: now.as_millisecond(),
+            errors: BTreeMap::new(),
+        }
+    }
+}
+
+/// A ring that the event loop waits for.
+fn waited_for(ring: Ring, what: &str) -> Result<AsyncFd<Ring>> {
+    ring.into_async()
+        .with_context(|| format!("wait for the ring of {what}"))
 }
 
 /// Where the gate is to be.

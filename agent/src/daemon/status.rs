@@ -11,7 +11,8 @@ use crate::config::{AuditTarget, Expiry};
 use crate::datapath::UnixProbe;
 use crate::servers;
 use crate::status::{
-    Alarm, Audit, Confined, Coverage, Exception, History, Listener, ModeEnd, Policy, Server, Status,
+    Alarm, Audit, Confined, Counters, Coverage, Exception, History, Listener, ModeEnd, Policy,
+    Server, Status,
 };
 
 impl Daemon {
@@ -40,6 +41,11 @@ impl Daemon {
                 .map(|(fault, times)| (fault.as_str().to_owned(), times))
                 .collect(),
             gate_errors: self.gate.errors.values().cloned().collect(),
+            canary: self.canary_status(),
+            counters: Counters {
+                unaccounted: self.ledger.missing(),
+                set_back: self.ledger.gone_back(),
+            },
             confined: Some(Confined::from(&self.confinement)),
             coverage: self.coverage_of(&servers),
             alarms: self.watch.last.alarms.iter().map(Alarm::from).collect(),

@@ -1,12 +1,18 @@
-//! Whether the gate is as it was left: root can detach its programs and put others in their place.
+//! Whether the gate is as it was left: root can detach its programs and put others in their place. And whether its counters are as its
+//! events: root can read its rings, and write its maps.
 
+use std::io;
 use std::os::fd::AsFd as _;
+
+use musttls_common::event::Kind;
 
 use super::Daemon;
 use crate::audit::record::GateFault;
+use crate::canary;
 use crate::clock;
-use crate::datapath::{Fault, Found};
+use crate::datapath::{Fault, Found, Record};
 use crate::error;
+use crate::tally::{self, Counted};
 
 /// What to do about any of it.
 const HELP: &str = "find out which program does this (bpftool link, auditd: the system call bpf); musttls puts it back each second";
@@ -40,6 +46,41 @@ impl Daemon {
         if found.is_empty() {
             self.gate.seen_ms = now_ms;
         }
+    }
+
+    /// Notes an event of the ring of sessions.
+    pub(super) fn tally_session(&self, record: &io::Result<Record>) {
+        let made_at = match record {
+            Ok(Record { event, .. })
+                if tally::is_compared(Kind::from_u8(event.kind))
+                    && !canary::is_of_canary(event) =>
+            {
+                event.ktime_ns
+            }
+            Ok(_) => return,
+            Err(_) => 0,
+        };
+        self.tally.received(tally::Ring::Sessions, made_at);
+    }
+
+    /// Reads the counters, and holds those of some seconds ago against the events that have come. Returns the counters.
+    pub(super) fn compare_counters(&mut self) -> Vec<u64> {
+        self.tally.begin(clock::monotonic_ns());
+        let totals = self.totals();
+        let servers = u16::try_from(1 + self.server_names.len()).unwrap_or(1);
+        let counted = Counted::of(&totals, servers.min(canary::SERVER));
+        let now = clock::monotonic_ns();
+        self.tally.end(now, counted);
+        let gone_back = self.ledger.gone_back();
+        self.ledger.turn(&self.tally, now, counted);
+        if self.ledger.gone_back() > gone_back {
+            tracing::error!(
+                help = "find out which program writes the gate's maps (bpftool map, auditd: the system call bpf)",
+                "somebody has set back the gate's counters"
+            );
+        }
+        self.recorder.unaccounted(self.ledger.missing());
+        totals
     }
 
     fn tell(&mut self, found: &Found, error: Option<&str>, now_ms: i64) {

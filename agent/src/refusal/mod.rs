@@ -33,10 +33,12 @@ use musttls_common::verdict::Reason;
 use rustix::event::epoll;
 use tokio::sync::mpsc;
 
+use crate::canary::{self, Desk};
 use crate::clock;
 use crate::datapath::{Extra, Held, Record, Ring};
 use crate::servers::Registry;
 use crate::socket::Socket;
+use crate::tally::{self, Tally};
 use locate::Locator;
 
 /// How long a server may take to let go of a session that it was told to end, before it is reset. It needs well
@@ -145,6 +147,9 @@ pub struct Engine {
     lost: Arc<std::sync::atomic::AtomicU64>,
     epoll: std::os::fd::OwnedFd,
     locators: HashMap<i32, Locator>,
+    /// Where the canary's socket is.
+    desk: Arc<Desk>,
+    tally: Arc<Tally>,
     waiting: HashMap<u64, Waiting>,
     told: HashMap<u64, Notified>,
     landing: HashMap<u64, Landing>,
@@ -198,6 +203,8 @@ impl Engine {
         ring: Ring,
         held: Held,
         registry: Arc<Registry>,
+        desk: Arc<Desk>,
+        tally: Arc<Tally>,
         reports: mpsc::Sender<Report>,
         lost: Arc<std::sync::atomic::AtomicU64>,
     ) -> io::Result<Self> {
@@ -218,6 +225,8 @@ impl Engine {
             lost,
             epoll,
             locators: HashMap::new(),
+            desk,
+            tally,
             waiting: HashMap::new(),
             told: HashMap::new(),
             landing: HashMap::new(),
@@ -280,7 +289,9 @@ impl Engine {
     }
 
     fn read_ring(&mut self) {
+        let now = clock::monotonic_ns();
         while let Some(record) = self.ring.next_record() {
+            self.tally(&record);
             match record {
                 Ok(record) if record.event.kind == Kind::Released as u8 => {
                     self.released(record.event);
@@ -289,6 +300,30 @@ impl Engine {
                 Err(error) => self.report(Report::Unreadable(error)),
             }
         }
+        self.tally.emptied(tally::Ring::Denials, now);
+    }
+
+    /// Notes that a session has come which the gate has counted as denied.
+    fn tally(&self, record: &io::Result<Record>) {
+        let made_at = match record {
+            Ok(Record { event, .. }) if self.is_verdict(event) => event.ktime_ns,
+            Ok(_) => return,
+            Err(_) => 0,
+        };
+        self.tally.received(tally::Ring::Denials, made_at);
+    }
+
+    /// Whether an event is a verdict, and does not only say that the greeting of a denied session is out. That one has a greeting
+    /// where the verdict, which may come behind it, has none.
+    fn is_verdict(&self, event: &Event) -> bool {
+        let cookie = event.cookie;
+        let waiting = self.waiting.get(&cookie).map(|waiting| &waiting.record);
+        let told = self.told.get(&cookie).map(|told| &told.record);
+        let landing = self.landing.get(&cookie).map(|landing| &landing.record);
+        let known = waiting.or(told).or(landing);
+        event.kind == Kind::Denied as u8
+            && !canary::is_of_canary(event)
+            && known.is_none_or(|known| (known.event.greeting_len > 0) == (event.greeting_len > 0))
     }
 
     /// Takes a denied session, or what is new about one: that its greeting is out.
@@ -339,10 +374,15 @@ impl Engine {
             let Some(waiting) = self.waiting.get(&cookie) else {
                 continue;
             };
-            for pid in self
-                .registry
-                .processes_of(waiting.record.event.listener_cookie)
-            {
+            let event = &waiting.record.event;
+            if canary::is_of_canary(event) {
+                by_process
+                    .entry(canary::own_pid())
+                    .or_default()
+                    .push(cookie);
+                continue;
+            }
+            for pid in self.registry.processes_of(event.listener_cookie) {
                 by_process.entry(pid).or_default().push(cookie);
             }
         }
@@ -405,6 +445,13 @@ impl Engine {
     }
 
     fn find(&mut self, pid: i32, cookies: &[u64]) -> io::Result<Vec<(u64, (i32, Socket))>> {
+        if pid == canary::own_pid() {
+            let mut found = Vec::new();
+            for &cookie in cookies {
+                found.extend(self.desk.duplicate(cookie)?.map(|socket| (cookie, socket)));
+            }
+            return Ok(found);
+        }
         let locator = match self.locators.entry(pid) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Locator::open(pid)?),

@@ -89,7 +89,7 @@ pub fn x_landing(end: u16, delivered: u64) -> Option<Vec<u8>> {
 /// `begin`, and behind them of a packet with header `header`. `None` when no login fits behind them.
 #[must_use]
 pub fn landing(header: [u8; 4], begin: u16, delivered: u64) -> Option<Vec<u8>> {
-    let mut login = login();
+    let mut login = payload_of_login(LANDING_USER);
     // A server that takes headers takes a login without one of them, or without any, too.
     let delivered = usize::try_from(delivered.saturating_sub(begin.into()))
         .ok()
@@ -116,8 +116,14 @@ pub fn landing(header: [u8; 4], begin: u16, delivered: u64) -> Option<Vec<u8>> {
 /// Longest packet that is filled for a soft landing, in bytes: far above any login.
 const MAX_LANDING: usize = 16 * 1024;
 
-/// A login of nobody, without password.
-fn login() -> Vec<u8> {
+/// The first packet of a client that logs in as `user`, without password.
+#[must_use]
+pub fn login_of(user: &str) -> Vec<u8> {
+    packet(1, &payload_of_login(user))
+}
+
+/// A login without password.
+fn payload_of_login(user: &str) -> Vec<u8> {
     let caps = CLIENT_LONG_PASSWORD
         | CLIENT_PROTOCOL_41
         | CLIENT_TRANSACTIONS
@@ -127,7 +133,7 @@ fn login() -> Vec<u8> {
     login.extend((1_u32 << 24).to_le_bytes()); // max packet
     login.push(45); // utf8mb4_general_ci
     login.extend([0; 23]);
-    login.extend(LANDING_USER.as_bytes());
+    login.extend(user.as_bytes());
     login.push(0);
     login.push(0); // length of the auth response
     login.extend(LANDING_PLUGIN.as_bytes());
@@ -192,7 +198,7 @@ mod tests {
     #[test]
     fn a_landing_goes_on_where_the_server_stands() {
         let whole = landing([0; 4], 0, 0).unwrap();
-        let len = login().len();
+        let len = payload_of_login(LANDING_USER).len();
         assert_eq!(whole.len(), 4 + len + EMPTY_ANSWER.len());
         assert_eq!(whole[..4], [u8::try_from(len).unwrap(), 0, 0, 1]);
 

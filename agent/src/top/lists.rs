@@ -278,6 +278,9 @@ fn troubles(status: &Status, tell: &mut Tell<'_>) {
     for error in &status.gate_errors {
         tell(Tone::Bad, "ALARM", error);
     }
+    for error in status.watch_alarms() {
+        tell(Tone::Bad, "ALARM", &error);
+    }
     for (fault, times) in status.gate_faults.iter().filter(|(_, times)| **times > 0) {
         tell(
             Tone::Warn,

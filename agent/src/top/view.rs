@@ -184,8 +184,8 @@ fn banner(state: &State, scene: &Scene<'_>) -> Option<(String, Tone)> {
 }
 
 /// What somebody must act on.
-const fn alarms(status: &Status) -> usize {
-    status.alarms.len() + status.gate_errors.len()
+fn alarms(status: &Status) -> usize {
+    status.alarms.len() + status.gate_errors.len() + status.watch_alarms().count()
 }
 
 fn head_line(state: &State, scene: &Scene<'_>) -> Line<'static> {

@@ -73,6 +73,7 @@ const FULL: &[&str] = &[
     "refusal",
     "reload",
     "suites",
+    "watch",
     "why",
     "x",
 ];

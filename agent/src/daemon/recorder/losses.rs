@@ -22,6 +22,12 @@ impl Recorder {
         );
     }
 
+    /// So many sessions that the gate has counted have not come, in all.
+    pub(in crate::daemon) fn unaccounted(&mut self, total: u64) {
+        self.unaccounted = total;
+        self.metrics.set_unaccounted(total);
+    }
+
     /// Records what was lost since the last time, and brings the audit log up to date.
     pub(in crate::daemon) fn settle(&mut self, totals: &[u64]) {
         let time_ms = clock::wall_ms();
@@ -73,13 +79,14 @@ impl Recorder {
     }
 
     /// Records that were lost, by reason: each is told in the audit log.
-    pub(in crate::daemon) fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 4] {
+    pub(in crate::daemon) fn losses(&self, totals: &[u64]) -> [(&'static str, u64); 5] {
         let total = |global: Global| at(totals, global as u32);
         [
             ("denials_ring_full", total(Global::LostDenials)),
             ("sessions_ring_full", total(Global::LostSessions)),
             ("reports_full", self.lost_reports.load(Ordering::Relaxed)),
             ("parse", self.unreadable),
+            ("unaccounted", self.unaccounted),
         ]
     }
 }
@@ -95,6 +102,9 @@ pub(super) fn trace_lost(written: Result<(), SinkError>) {
 fn remedy(reason: &str) -> &'static str {
     match reason {
         "parse" => "gate and agent come in one program: please report it, with the version",
+        "unaccounted" => {
+            "find out which program reads the gate's rings (bpftool map, auditd: the system call bpf): what it takes has no record"
+        }
         _ => {
             "give the agent more CPU (CPUWeight=, CPUQuota= of its unit): sessions come faster than it records them"
         }
