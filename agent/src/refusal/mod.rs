@@ -18,6 +18,7 @@
 pub mod destroy;
 mod locate;
 pub mod packet;
+mod seldom;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -40,6 +41,7 @@ use crate::servers::Registry;
 use crate::socket::Socket;
 use crate::tally::{self, Tally};
 use locate::Locator;
+use seldom::Seldom;
 
 /// How long a server may take to let go of a session that it was told to end, before it is reset. It needs well
 /// below 1 ms; one that is short of CPU gets time, because a reset would count as a handshake error.
@@ -63,8 +65,6 @@ const RETRY: Duration = Duration::from_millis(10);
 /// How long the search waits when the agent has no descriptor or memory left for it: it goes on for as long as the gate
 /// holds the session.
 const WITHOUT_MEANS: Duration = Duration::from_millis(250);
-/// How often the journal is told so.
-const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// What to do where a step of a refusal is not allowed.
 const IN_THE_WAY: &str = "musttls doctor tries each step of a refusal, and says what is in its way";
 /// Up to this many waiting sessions are looked for one by one, where the next ones are likely to be.
@@ -155,8 +155,11 @@ pub struct Engine {
     landing: HashMap<u64, Landing>,
     /// Sessions for which nothing can be done, as long as they are in the map of held ones.
     given_up: HashSet<u64>,
-    /// When the journal was told that means are lacking.
-    said_lack: Option<Instant>,
+    /// What the journal is told of steps that fail: a client could make it happen with each session.
+    no_means: Seldom,
+    no_state: Seldom,
+    no_landing: Seldom,
+    stays_held: Seldom,
 }
 
 /// A denied session whose socket is not found yet.
@@ -231,7 +234,10 @@ impl Engine {
             told: HashMap::new(),
             landing: HashMap::new(),
             given_up: HashSet::new(),
-            said_lack: None,
+            no_means: Seldom::default(),
+            no_state: Seldom::default(),
+            no_landing: Seldom::default(),
+            stays_held: Seldom::default(),
         })
     }
 
@@ -430,13 +436,10 @@ impl Engine {
     }
 
     fn say_lack_of_means(&mut self, error: &io::Error) {
-        let again = self
-            .said_lack
-            .is_none_or(|said| said.elapsed() >= SAY_AGAIN);
-        if again {
-            self.said_lack = Some(Instant::now());
+        if let Some(unsaid) = self.no_means.due() {
             tracing::error!(
                 %error,
+                unsaid,
                 waiting = self.waiting.len(),
                 help = "raise LimitNOFILE= of the unit: one for each refusal under way, beside some 50",
                 "denied clients wait for their answer"
@@ -483,12 +486,15 @@ impl Engine {
             Ok(state) if state.established => state,
             Ok(_) => return self.done(record, Outcome::Gone, None, Some(pid)),
             Err(error) => {
-                tracing::warn!(
-                    %error,
-                    pid,
-                    help = IN_THE_WAY,
-                    "cannot read the state of a denied session: it is reset"
-                );
+                if let Some(unsaid) = self.no_state.due() {
+                    tracing::warn!(
+                        %error,
+                        pid,
+                        unsaid,
+                        help = IN_THE_WAY,
+                        "cannot read the state of a denied session: it is reset"
+                    );
+                }
                 return self.without_socket(record, None);
             }
         };
@@ -576,10 +582,13 @@ impl Engine {
         let pid = place.pid;
         let landed = landing.is_some_and(|bytes| {
             let landed = socket.inject(&bytes).and_then(|()| socket.end_reading());
-            if let Err(error) = &landed {
+            if let Err(error) = &landed
+                && let Some(unsaid) = self.no_landing.due()
+            {
                 tracing::warn!(
                     %error,
                     pid,
+                    unsaid,
                     help = IN_THE_WAY,
                     "no soft landing: the server will count a handshake error"
                 );
@@ -699,12 +708,15 @@ impl Engine {
                 self.done(record, Outcome::Gone, None, None);
             }
             Err(error) => {
-                tracing::warn!(
-                    duplicate = failure.unwrap_or("not found"),
-                    destroy = %error,
-                    help = IN_THE_WAY,
-                    "a denied session stays held until its server gives up"
-                );
+                if let Some(unsaid) = self.stays_held.due() {
+                    tracing::warn!(
+                        duplicate = failure.unwrap_or("not found"),
+                        destroy = %error,
+                        unsaid,
+                        help = IN_THE_WAY,
+                        "a denied session stays held until its server gives up"
+                    );
+                }
                 self.given_up.insert(event.cookie);
                 let refused = Refused {
                     record,
