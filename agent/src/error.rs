@@ -48,16 +48,22 @@ pub fn exit_code(error: &anyhow::Error) -> Exit {
     if error.is::<ConfigError>() {
         return Exit::Config;
     }
+    if is_of_rights(error) {
+        Exit::NotPermitted
+    } else {
+        Exit::Finding
+    }
+}
+
+/// Whether rights are missing.
+#[must_use]
+pub fn is_of_rights(error: &anyhow::Error) -> bool {
     let refused = |cause: &(dyn std::error::Error + 'static)| {
         cause
             .downcast_ref::<std::io::Error>()
             .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
     };
-    if error.is::<NotPermitted>() || error.chain().any(refused) {
-        Exit::NotPermitted
-    } else {
-        Exit::Finding
-    }
+    error.is::<NotPermitted>() || error.chain().any(refused)
 }
 
 #[cfg(test)]

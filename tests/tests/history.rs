@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -49,6 +49,33 @@ fn await_clients(agent: &Agent, sessions: u64, wanted: impl Fn(&Value) -> bool) 
     })
     .with_context(|| json(agent, &["clients", "--json"]).to_string())
     .unwrap()
+}
+
+/// The index is root's, and whoever opens it writes to it.
+#[test]
+fn who_may_read_the_audit_file_alone_is_told_what_that_holds() {
+    const NOBODY: u32 = 65534;
+    let site = Site::new(&Options::new(Product::MariaDb)).unwrap();
+    let agent = Agent::start(OBSERVE).unwrap();
+    assert_eq!(login(&site.server, &site.net.app, USER), None);
+    let rows = await_clients(&agent, 1, plaintext);
+    let asked = |mode| {
+        fs::set_permissions(agent.home().audit(), fs::Permissions::from_mode(mode)).unwrap();
+        let output = agent
+            .home()
+            .musttls_of(NOBODY, &["clients", "--json"])
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), output.stdout, said)
+    };
+    let (code, _, said) = asked(0o600);
+    assert_eq!(code, Some(77), "{said}");
+    assert!(said.contains("audit.jsonl"), "{said}");
+    let (code, told, said) = asked(0o644);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("is not yours to open"), "{said}");
+    let told: Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!(told["clients"], Value::Array(rows));
 }
 
 fn plaintext(row: &Value) -> bool {

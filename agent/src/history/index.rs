@@ -131,6 +131,17 @@ impl Index {
         Self::open_sound(&self.path)
     }
 
+    /// Makes an empty one that no file has, in place of the one at `path`.
+    pub(super) fn in_memory(path: &Path) -> Result<Self> {
+        let mut index = Self {
+            db: Connection::open_in_memory().context("make a history in memory")?,
+            path: path.to_owned(),
+            place: (0, 0),
+        };
+        index.prepare()?;
+        Ok(index)
+    }
+
     fn open_sound(path: &Path) -> Result<Self> {
         let place = make_file(path)?;
         let failed = || {

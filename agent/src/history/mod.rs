@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use crate::audit::record::Outcome;
 use crate::clock;
 use crate::config::{AuditTarget, Config, HistoryConfig};
-use crate::error::Failed;
+use crate::error::{Failed, is_of_rights};
 use crate::trail::{Flaw, Folder, Why};
 
 use index::{Damage, Index};
@@ -269,6 +269,16 @@ impl History {
         })
     }
 
+    /// Makes one for this process alone, from the audit file and its rotated files.
+    fn in_memory(config: &Config) -> Result<Self> {
+        Ok(Self {
+            settings: config.history.clone(),
+            folder: Folder::new(source(config)?),
+            index: Index::in_memory(&config.history.path)?,
+            rebuilt: None,
+        })
+    }
+
     /// Why it was made anew, if it was since this was asked last.
     pub const fn take_rebuilt(&mut self) -> Option<String> {
         self.rebuilt.take()
@@ -422,18 +432,29 @@ impl History {
 }
 
 /// Opens the history for a command, and brings it up to date; `progress` as in [`History::update`]. Damage that is found is
-/// mended; `warn` is told.
+/// mended; `warn` is told. Who may not open the index, but read the audit file, gets what that holds: the index itself is
+/// written to by all that open it.
 pub fn for_command(
     config: &Config,
     mut progress: impl FnMut(u64, u64),
     mut warn: impl FnMut(&str),
 ) -> Result<History> {
-    let mut history = History::open(config)?;
+    let (mut history, is_whole) = match History::open(config) {
+        Err(error) if is_of_rights(&error) => (History::in_memory(config)?, false),
+        opened => (opened?, true),
+    };
     let now = clock::wall();
     history.update(now, |done, of| {
         progress(done, of);
         true
     })?;
+    if !is_whole {
+        warn(&format!(
+            "the history {} is not yours to open: this is what {} and its rotated files hold",
+            history.path().display(),
+            history.audit().display()
+        ));
+    }
     if let Some(why) = history.take_rebuilt() {
         warn(&rebuilt_text(&history, &why));
     }
