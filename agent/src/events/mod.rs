@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 
 use self::filter::Filter;
 use crate::cli::Exit;
@@ -82,10 +82,7 @@ fn nothing(audit: &Path) -> Result<Exit> {
         complain(&format!("{} has no record yet", audit.display()));
         return Ok(Exit::Ok);
     }
-    Err(anyhow!("there is no such file").context(Failed::new(
-        format!("read the audit file {}", audit.display()),
-        "start the agent, which makes it, or name the agent's configuration: --config FILE",
-    )))
+    Err(trail::missing(audit))
 }
 
 /// What shows records.

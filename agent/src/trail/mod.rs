@@ -16,7 +16,10 @@ mod tail;
 
 use std::path::Path;
 
+use anyhow::{Error, anyhow};
+
 use crate::config::{AuditTarget, Config};
+use crate::error::Failed;
 
 pub use folder::{Flaw, Folder, Why};
 pub use parts::{Part, whole_lines};
@@ -38,4 +41,13 @@ pub fn file(config: &Config) -> Result<&Path, NoFile> {
         }
         AuditTarget::File(path) => Ok(path),
     }
+}
+
+/// What is said where neither the audit file nor one that it was rotated into is there.
+#[must_use]
+pub fn missing(audit: &Path) -> Error {
+    anyhow!("there is no such file").context(Failed::new(
+        format!("read the audit file {}", audit.display()),
+        "start the agent, which makes it, or name the agent's configuration: --config FILE",
+    ))
 }

@@ -171,6 +171,9 @@ fn of_event(config: &Config, path: &Path, event: &Event, now: Timestamp) -> Resu
         complain(&format!("warning: {flaw}"));
     }
     let line = line.ok_or_else(|| {
+        if !audit.exists() {
+            return trail::missing(audit);
+        }
         anyhow!("no record is known by `{event}`").context(Failed::new(
             format!(
                 "look through {} and the files it was rotated into",

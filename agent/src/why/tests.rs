@@ -214,4 +214,10 @@ fn a_record_is_told_as_it_was_then_and_as_it_would_be_now() {
         error.contains("no record is known by `4711`") && error.contains("help: "),
         "{error}"
     );
+    drop(directory);
+    let error = crate::error::text(&of("4711").unwrap_err());
+    assert!(
+        error.contains("there is no such file\n  help: start the agent"),
+        "{error}"
+    );
 }
