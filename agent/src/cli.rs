@@ -288,29 +288,5 @@ pub struct Control {
     pub socket: PathBuf,
 }
 
-/// Exit codes, as in sysexits(3) where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// All is well.
-    Ok = 0,
-    /// The command worked and found something to act on.
-    Finding = 1,
-    /// The command line is wrong; clap's own code.
-    Usage = 2,
-    /// The agent does not run (`EX_UNAVAILABLE`).
-    NotRunning = 69,
-    /// Rights are missing (`EX_NOPERM`).
-    NotPermitted = 77,
-    /// The configuration is wrong (`EX_CONFIG`).
-    Config = 78,
-}
-
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -10,15 +10,16 @@ use anyhow::{Result, bail};
 use tracing_subscriber::EnvFilter;
 
 use crate::audit::sink::AuditSink;
+use crate::cli::Command;
 use crate::cli::past::HistoryCommand;
 use crate::cli::policy::ConfigCommand;
-use crate::cli::{Command, Exit};
 use crate::config::{Config, PastDates};
 use crate::console::{complain, print, print_json, print_wrapped};
 use crate::control::{self, Answer, NotRunning};
 use crate::count::counted_of;
 use crate::daemon::lock;
 use crate::datapath::{Pins, pins};
+use crate::error::Exit;
 use crate::mode::Order;
 use crate::{clock, daemon, events, except, mode, top, why};
 

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::cli::Exit;
 use crate::config::ConfigError;
 
 /// A step that failed, as the context of its cause: what was tried, on what, and what to do about it.
@@ -39,6 +38,30 @@ pub fn text(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Failed>() {
         Some(failed) => format!("{error:#}\n  help: {}", failed.help),
         None => format!("{error:#}"),
+    }
+}
+
+/// Exit codes, as in sysexits(3) where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All is well.
+    Ok = 0,
+    /// The command worked and found something to act on.
+    Finding = 1,
+    /// The command line is wrong; clap's own code.
+    Usage = 2,
+    /// The agent does not run (`EX_UNAVAILABLE`).
+    NotRunning = 69,
+    /// Rights are missing (`EX_NOPERM`).
+    NotPermitted = 77,
+    /// The configuration is wrong (`EX_CONFIG`).
+    Config = 78,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
     }
 }
 

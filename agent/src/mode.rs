@@ -8,13 +8,13 @@ use jiff::{Span, Timestamp};
 use musttls_common::verdict::Mode;
 use serde::Serialize;
 
-use crate::cli::Exit;
 use crate::clock;
 use crate::config::edit::{self, NewMode};
 use crate::config::{Config, DEFAULT_SERVER, Loaded, PastDates, drop_ins};
 use crate::console::{complain, print, print_json, print_wrapped};
 use crate::control::{self, NotRunning};
 use crate::edits::{Change, change, changed, not_edited, text_of};
+use crate::error::Exit;
 use crate::status::ModeEnd;
 
 /// The file of [`panic()`], in the directory of those laid over the main file.

@@ -8,13 +8,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::cli::Exit;
 use crate::cli::past::{Of, Past, Terms};
 use crate::clients::Inventory;
 use crate::config::{Config, PastDates};
 use crate::console::{Progress, complain, print, print_wrapped, stream_json};
 use crate::count::{by_thousands, counted, counted_of};
-use crate::error::{self, Failed};
+use crate::error::{self, Exit, Failed};
 use crate::history::{self, Client, Filter, History, State};
 use crate::learn::{self, Lesson};
 use crate::login::printable;

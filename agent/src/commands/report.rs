@@ -5,12 +5,12 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::past::{load, open};
-use crate::cli::Exit;
 use crate::cli::past::Past;
 use crate::clock;
 use crate::config::Config;
 use crate::console::{Progress, complain};
 use crate::control::{self, Answer};
+use crate::error::Exit;
 use crate::history::Filter;
 use crate::report::{self, Facts, output};
 

@@ -25,9 +25,9 @@ use super::Daemon;
 use super::coverage::Why;
 use super::reload::Compiled;
 use crate::canary;
-use crate::cli::Exit;
 use crate::clock;
 use crate::control::{Answer, Command};
+use crate::error::Exit;
 use crate::refusal::Report;
 use crate::tally;
 

@@ -39,14 +39,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::bypass::Watch;
-use crate::cli::Exit;
 use crate::clock;
 use crate::conditions::InForce;
 use crate::config::{Config, Layers, PastDates};
 use crate::confine::{self, Confinement};
 use crate::control::Pending;
 use crate::datapath::{self, Counters, PolicyTables, Record, Ring, Told, UnixProbe, cgroup, pins};
-use crate::error;
+use crate::error::{self, Exit};
 use crate::history::follow::Follower;
 use crate::metrics::Metrics;
 use crate::older::Sessions;

@@ -11,13 +11,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow, bail};
 use jiff::Timestamp;
 
-use crate::cli::Exit;
 use crate::config::edit::EditError;
 use crate::config::{Config, Layers, Loaded, PastDates, drop_ins};
 use crate::console::{complain, print_wrapped};
 use crate::control::{self, Answer, NotRunning};
 use crate::datapath::Pins;
-use crate::error::Failed;
+use crate::error::{Exit, Failed};
 use store::{Changed, Lock};
 
 pub use store::Change;

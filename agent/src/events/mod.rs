@@ -11,12 +11,11 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 
 use self::filter::Filter;
-use crate::cli::Exit;
 use crate::cli::past::EventsArgs;
 use crate::clock;
 use crate::config::{Config, PastDates};
 use crate::console::{Lines, complain, has_colors};
-use crate::error::Failed;
+use crate::error::{Exit, Failed};
 use crate::trail::record::{Content, read};
 use crate::trail::{self, Folder, Part, Tail};
 

@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 
-use crate::cli::Exit;
 use crate::cli::policy::{ExceptAdd, ExceptCommand};
 use crate::clock;
 use crate::config::edit::{self, NewConditions, NewException};
@@ -17,6 +16,7 @@ use crate::config::{
 };
 use crate::console::{complain, print, print_json, print_wrapped};
 use crate::edits::{Change, change, not_edited, text_of};
+use crate::error::Exit;
 use crate::login::printable;
 use crate::span;
 

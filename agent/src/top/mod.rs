@@ -42,12 +42,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use self::state::{Action, Report, Silence, State};
 use self::view::Scene;
-use crate::cli::Exit;
 use crate::clock;
 use crate::console::has_colors;
 use crate::control::{self, Answer, Command, NotRunning};
 use crate::datapath::Pins;
-use crate::error::{Failed, exit_code, text};
+use crate::error::{Exit, Failed, exit_code, text};
 use crate::trail::Tail;
 
 /// Ages grow without an answer.

@@ -26,11 +26,10 @@ use serde_json::Value;
 
 use self::event::{Event, Then};
 use self::present::Decision;
-use crate::cli::Exit;
 use crate::cli::past::WhyArgs;
 use crate::config::{Config, DEFAULT_SERVER, PastDates};
 use crate::console::{complain, print_json, print_wrapped};
-use crate::error::Failed;
+use crate::error::{Exit, Failed};
 use crate::history::Client;
 use crate::login::printable;
 use crate::simulate::Judge;
