@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use musttls_common::mysql::USER_MAX;
-use musttls_common::policy::MAX_RULES;
+use musttls_common::policy::{MAX_ENDED, MAX_RULES};
 use toml::de::DeValue;
 use toml::value::Datetime;
 
@@ -95,7 +95,27 @@ impl Decoder<'_> {
             };
             exceptions.push(exception);
         }
+        self.many_to_begin(&exceptions);
         exceptions
+    }
+
+    /// Each that has not begun and is for a login costs the gate a step on its way to one that holds.
+    fn many_to_begin(&mut self, exceptions: &[Exception]) {
+        let is_ahead =
+            |exception: &Exception| exception.not_before.is_some_and(|begin| begin > self.now);
+        let count = exceptions.iter().filter(|it| is_ahead(it)).count();
+        let Some(last) = exceptions.iter().rposition(is_ahead) else {
+            return;
+        };
+        if count >= MAX_ENDED
+            && let Some(&at) = self.exceptions.get(last)
+        {
+            let warning = format!(
+                "{count} exceptions have not begun. Where {MAX_ENDED} of them are for one login and stand before the one that holds, it is refused: put \
+                 them behind the others, or add them nearer to their day"
+            );
+            self.warnings.push((at, warning));
+        }
     }
 
     fn sources(&mut self, section: Section<'_>, conditions: &Conditions) -> Vec<IpNet> {

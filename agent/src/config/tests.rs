@@ -710,6 +710,24 @@ fn a_past_date_is_refused_by_a_check_and_a_warning_at_the_start() {
 }
 
 #[test]
+fn more_exceptions_that_have_not_begun_than_the_gate_gets_over_are_a_warning() {
+    let parse = |count: usize| {
+        let text: String = (0..count)
+            .map(|n| exception_with(&format!("name = \"n{n}\"\nnot_before = 2027-01-31")))
+            .collect();
+        Config::parse(Path::new("f.toml"), &text, now(), PastDates::Refuse)
+            .unwrap()
+            .warnings
+    };
+    assert_eq!(parse(63), [""; 0]);
+    let warnings = parse(64);
+    assert!(
+        warnings[0].contains("64 exceptions have not begun"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn what_the_kernel_tables_hold_is_the_limit() {
     let mut many = String::new();
     for n in 0..=1024 {
