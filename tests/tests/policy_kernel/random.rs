@@ -8,10 +8,11 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use musttls::config::{
-    Conditions, Config, Exception, Expiry, Loopback, ModeEnd, OwnTls, ServerConfig, TlsPolicy,
+    Conditions, Config, Exception, Expiry, Loopback, MAX_NAMED_SERVERS, ModeEnd, OwnTls,
+    ServerConfig, TlsPolicy,
 };
 use musttls_common::mysql::{USER_MAX, USER_OFFSET_41, USER_OFFSET_320};
-use musttls_common::policy::{MAX_ENDED, MAX_RULES, MAX_SERVERS};
+use musttls_common::policy::{MAX_ENDED, MAX_RULES};
 use musttls_common::verdict::Mode;
 use musttls_tests::attack::random::Random;
 
@@ -168,7 +169,7 @@ impl Maker {
 
     fn servers(&mut self) -> Vec<ServerConfig> {
         let count = if self.random.chance(5) {
-            MAX_SERVERS - 1
+            MAX_NAMED_SERVERS
         } else {
             self.random.within(0..5)
         };
