@@ -518,6 +518,46 @@ fn listener_that_comes_and_goes_covers_no_other_namespace() {
     assert!(!log.contains("may not be touched"), "{log}");
 }
 
+/// The agent looks at each descriptor of all servers before it knows whose a listener is, and has not seen the end of a former
+/// server by then: its search for the session's socket must outlast both.
+#[test]
+fn first_client_is_told_before_it_is_known_whose_the_listener_is() {
+    const SERVERS: u16 = 10;
+    const SOCKETS: &str = "15000";
+    let net = Net::new().unwrap();
+    let agent = Agent::start(ENFORCE).unwrap();
+    let directory = Scratch::new().unwrap();
+    let former = scripted(&net.db, &directory, &[&PORT.to_string()]);
+    wait::until_true("the former server to be known", PATIENCE, || {
+        let told = agent.status()?;
+        Ok(told["servers"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty()))
+    })
+    .unwrap();
+    drop(former);
+    let _servers: Vec<_> = (PORT..PORT + SERVERS)
+        .rev()
+        .map(|port| {
+            let directory = Scratch::new().unwrap();
+            scripted(&net.db, &directory, &[&port.to_string(), "opens", SOCKETS])
+        })
+        .collect();
+    let to = SocketAddr::new(net.app.db_v4(), PORT);
+    let mut raw = Raw::connect(&net.app, to).unwrap();
+    raw.greeting().unwrap();
+    raw.send(&LoginPacket::new("nobody").packet_41()).unwrap();
+    let answer = raw.receive().unwrap();
+    let told = Some(ErrorPacket::refusal(2, Some("HY000")));
+    assert_eq!(
+        answer.error(),
+        told,
+        "{}\n{}",
+        agent.log().unwrap(),
+        agent.status().unwrap()
+    );
+}
+
 /// A scripted server of this name and these arguments, which is up.
 fn scripted(host: &Host, directory: &Scratch, arguments: &[&str]) -> Killed {
     let program = directory.join("mysqld");

@@ -62,6 +62,10 @@ const FORGET: Duration = Duration::from_mins(1);
 /// How often, and how long apart, a socket is looked for that was not found.
 const ATTEMPTS: u32 = 10;
 const RETRY: Duration = Duration::from_millis(10);
+/// How long it is looked for among all servers, and how long apart, while it is not known whose the listener is: a server that has
+/// just begun to listen, which the agent has yet to look at. Servers wait 10 s for a login (`connect_timeout`).
+const UNOWNED: Duration = Duration::from_secs(5);
+const RETRY_UNOWNED: Duration = Duration::from_millis(50);
 /// How long the search waits when the agent has no descriptor or memory left for it: it goes on for as long as the gate
 /// holds the session.
 const WITHOUT_MEANS: Duration = Duration::from_millis(250);
@@ -376,19 +380,17 @@ impl Engine {
             return;
         }
         let mut by_process: HashMap<i32, Vec<u64>> = HashMap::new();
+        let mut unowned = HashSet::new();
         for &cookie in &ready {
             let Some(waiting) = self.waiting.get(&cookie) else {
                 continue;
             };
-            let event = &waiting.record.event;
-            if canary::is_of_canary(event) {
-                by_process
-                    .entry(canary::own_pid())
-                    .or_default()
-                    .push(cookie);
-                continue;
+            let mut processes = self.owners_of(&waiting.record.event);
+            if processes.is_empty() {
+                unowned.insert(cookie);
+                processes = self.registry.pids();
             }
-            for pid in self.registry.processes_of(event.listener_cookie) {
+            for pid in processes {
                 by_process.entry(pid).or_default().push(cookie);
             }
         }
@@ -408,6 +410,10 @@ impl Engine {
                     self.say_lack_of_means(&error);
                     postponed.extend(cookies);
                 }
+                // What it had is closed, unless another one has it, too.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    self.locators.remove(&pid);
+                }
                 Err(error) => {
                     self.locators.remove(&pid);
                     for cookie in cookies {
@@ -425,13 +431,27 @@ impl Engine {
                 continue;
             }
             waiting.attempts += 1;
-            waiting.next = now + RETRY;
             let failure = failures.remove(&cookie);
-            if (waiting.attempts >= ATTEMPTS || failure.is_some())
-                && let Some(waiting) = self.waiting.remove(&cookie)
-            {
+            // That one server cannot be looked into says nothing while it may be another's.
+            let is_over = if unowned.contains(&cookie) {
+                waiting.next = now + RETRY_UNOWNED;
+                waiting.attempts >= ATTEMPTS && waiting.since.elapsed() > UNOWNED
+            } else {
+                waiting.next = now + RETRY;
+                waiting.attempts >= ATTEMPTS || failure.is_some()
+            };
+            if is_over && let Some(waiting) = self.waiting.remove(&cookie) {
                 self.without_socket(waiting.record, failure.as_deref());
             }
+        }
+    }
+
+    /// The processes that own the listener of a denied session.
+    fn owners_of(&self, event: &Event) -> Vec<i32> {
+        if canary::is_of_canary(event) {
+            vec![canary::own_pid()]
+        } else {
+            self.registry.owners_of(event.listener_cookie)
         }
     }
 

@@ -172,10 +172,10 @@ impl Listener {
 pub struct Registry(RwLock<Vec<Arc<Server>>>);
 
 impl Registry {
-    /// The processes that may own a session of the listener with this cookie, the surest first. Where it is
-    /// not known, all servers.
+    /// The processes that own the listener with this cookie. None while the agent has yet to look at the server that has
+    /// begun to listen there.
     #[must_use]
-    pub fn processes_of(&self, listener_cookie: u64) -> Vec<i32> {
+    pub fn owners_of(&self, listener_cookie: u64) -> Vec<i32> {
         let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let owner = |server: &&Arc<Server>| {
             server
@@ -183,16 +183,18 @@ impl Registry {
                 .iter()
                 .any(|listener| listener.cookie == Some(listener_cookie))
         };
-        let owners: Vec<i32> = servers
+        servers
             .iter()
             .filter(owner)
             .map(|server| server.pid)
-            .collect();
-        if owners.is_empty() {
-            servers.iter().map(|server| server.pid).collect()
-        } else {
-            owners
-        }
+            .collect()
+    }
+
+    /// The processes of all servers.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        let servers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().map(|server| server.pid).collect()
     }
 
     /// The server that owns the listener with this cookie.

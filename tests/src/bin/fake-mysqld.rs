@@ -2,11 +2,11 @@
 //! was changed on the way. The agent knows servers by the name of their program, so a test copies this
 //! one to a file named `mysqld`.
 //!
-//! Usage: `mysqld PORT FILE [LATER | proxied | flickers | hoards | multipath ADDRESS]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
+//! Usage: `mysqld PORT FILE [LATER | proxied | flickers | hoards | multipath ADDRESS | opens COUNT]`. `FILE` appears when it listens. With `LATER`, it listens on that port,
 //! too, once its first session has ended, and serves that one only. With `proxied` it greets behind a PROXY protocol
 //! header of version 1 only, as Percona Server does, which reads it with one peek (`vio_process_proxy_header`). With `flickers`
 //! it listens and closes again all the time, with `hoards` it listens by MPTCP on 600 ports from `PORT` on, with `multipath` on one, at
-//! `ADDRESS`; they serve nobody.
+//! `ADDRESS`; they serve nobody. With `opens` it has `COUNT` sockets open before it listens.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use anyhow::{Context as _, Result};
 use musttls_tests::raw::{Next, Raw};
 use musttls_tests::wire::packet;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// A greeting of MySQL 8.4 with TLS on offer; version, connection id and scramble never change.
 const GREETING: &[u8] = b"\x0a8.4.0\0\x2a\0\0\0ABCDEFGH\0\xff\xff\xff\x02\0\xff\xdf\x15\
@@ -56,6 +58,8 @@ fn main() -> Result<()> {
             thread::park();
         }
     }
+    let opens = third.as_ref().is_ok_and(|third| third == "opens");
+    let _many = if opens { open(&next()?)? } else { Vec::new() };
     let listener = listen(&port)?;
     let mut heard = create()?;
     let mut serve_next = |listener: &TcpListener| -> Result<()> {
@@ -73,7 +77,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    if let Ok(later) = third {
+    if let (Ok(later), false) = (third, opens) {
         serve_next(&listener)?;
         let second = listen(&later)?;
         loop {
@@ -91,6 +95,19 @@ fn listen(port: &OsStr) -> Result<TcpListener> {
 
 fn number(port: &OsStr) -> Result<u16> {
     port.to_string_lossy().parse().context("PORT is no number")
+}
+
+/// Opens so many sockets.
+fn open(count: &OsStr) -> Result<Vec<UnixDatagram>> {
+    let count: u64 = count.to_string_lossy().parse().context("COUNT is none")?;
+    let limit = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    setrlimit(Resource::Nofile, limit).context("set RLIMIT_NOFILE")?;
+    let socket = |_| UnixDatagram::unbound().context("open a socket");
+    (0..count).map(socket).collect()
 }
 
 /// Listens for some milliseconds, again and again.

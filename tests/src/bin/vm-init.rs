@@ -195,7 +195,9 @@ fn check_all() -> Result<()> {
             check("the server never read the refused user", user_is_unknown());
             check("refusals end by themselves", refusals_land(&agent));
             // Its first session races with the end of listen(2).
-            let restarts = (0..RESTARTS).try_for_each(|_| restart_is_covered());
+            let restarts = (0..RESTARTS)
+                .try_for_each(|_| restart_is_covered())
+                .with_context(|| told_of_second(&agent));
             check(
                 "a new listener is covered",
                 restarts.map(|()| String::new()),
@@ -357,6 +359,14 @@ fn restart_is_covered() -> Result<()> {
         "{first:?}"
     );
     fs::remove_dir_all(place).context("remove the second mariadbd's data")
+}
+
+/// What the agent recorded of the second server last.
+fn told_of_second(agent: &Agent) -> String {
+    let records = agent.records().unwrap_or_default();
+    let is_of_second = |record: &&Record| record.number("/dst_endpoint/port") == Some(3307);
+    let last = records.iter().rfind(is_of_second);
+    last.map_or("no record".to_owned(), |record| record.line.clone())
 }
 
 /// At the `ClientHello`, which is refused with an alert, and at the `ServerHello`.
